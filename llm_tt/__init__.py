@@ -1,0 +1,60 @@
+"""llm-tt: how information flows through a transformer language model for one prediction. The names below are the public ones."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_tt.config import AppConfig, ModelSpec, load_config
+    from llm_tt.errors import LlmTtError
+    from llm_tt.flow.contributions import attention_contributions, ffn_contributions, neuron_contributions
+    from llm_tt.flow.graph import FlowGraph
+    from llm_tt.flow.routes import extract_routes
+    from llm_tt.models import load_model
+    from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
+
+__version__ = "0.1.0"
+
+# Imported on first use, so that `import llm_tt` costs nothing: torch alone takes seconds.
+_HOME = {
+    "AppConfig": "llm_tt.config",
+    "FlowGraph": "llm_tt.flow.graph",
+    "LlmTtError": "llm_tt.errors",
+    "ModelInfo": "llm_tt.models.transparent_llm",
+    "ModelSpec": "llm_tt.config",
+    "Trace": "llm_tt.models.transparent_llm",
+    "TransparentLlm": "llm_tt.models.transparent_llm",
+    "attention_contributions": "llm_tt.flow.contributions",
+    "extract_routes": "llm_tt.flow.routes",
+    "ffn_contributions": "llm_tt.flow.contributions",
+    "load_config": "llm_tt.config",
+    "load_model": "llm_tt.models",
+    "neuron_contributions": "llm_tt.flow.contributions",
+}
+
+__all__ = [
+    "AppConfig",
+    "FlowGraph",
+    "LlmTtError",
+    "ModelInfo",
+    "ModelSpec",
+    "Trace",
+    "TransparentLlm",
+    "attention_contributions",
+    "extract_routes",
+    "ffn_contributions",
+    "load_config",
+    "load_model",
+    "neuron_contributions",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'llm_tt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,225 @@
+"""The configuration file: JSON with `//` comments -> `AppConfig` and `ModelSpec`. Says what is configured, loads nothing.
+
+LM-TT's files are valid: `models` maps a name to null or to a folder. Relative paths are relative to the configuration file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from llm_tt.demo import MODEL_DIR
+from llm_tt.errors import ConfigError
+
+DEMO = "demo"
+_STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*')
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _known_device(value: Any) -> Any:
+    if isinstance(value, str) and not _DEVICE.fullmatch(value):
+        raise ValueError('expected "auto", "cpu", "mps", "cuda" or "cuda:0"')
+    return value
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSpec(_Strict):
+    """One model of the configuration: what to load and how."""
+
+    name: str = Field(description="what the user calls it")
+    path: str | None = Field(None, description="folder or hub name; the model's name if not given")
+    adapter: str | None = Field(None, description="folder of a PEFT adapter to merge")
+    base: str | None = Field(None, description="the adapter's base model, if not the one the adapter names")
+    dtype: Dtype = "auto"
+    device: Annotated[str, BeforeValidator(_known_device)] = "auto"
+    chat_template: str | None = Field(None, description="file with a chat template, for a tokenizer without one")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    trust_remote_code: bool = Field(False, description="run code that the checkpoint brings")
+    allow_pickle: bool = Field(False, description="open weights that are not safetensors")
+
+    @classmethod
+    def named(cls, name: str) -> ModelSpec:
+        """The specification of a bare name: the demo model, a folder or a hub name."""
+        if name == DEMO:
+            return cls(name=DEMO, path=str(MODEL_DIR))
+        return cls(name=name, path=str(Path(name).expanduser()) if name.startswith("~") else None)
+
+
+class AppConfig(_Strict):
+    """Everything a configuration file can say."""
+
+    models: dict[str, ModelSpec] = Field(default_factory=lambda: {DEMO: ModelSpec.named(DEMO)})
+    default_model: str = Field("", description="chosen when the page opens; empty for none")
+    preloaded_dataset_filename: str | None = Field(None, description="text file with one prompt a line")
+    allow_loading_dataset_files: bool = Field(True, description="users may open prompt files of their own")
+    max_user_string_length: int | None = Field(None, gt=0, description="longest prompt a user may type, in characters")
+    demo_mode: bool = Field(False, description="only the configured models and prompts")
+    debug: bool = Field(False, description="show timing and memory")
+
+    def prompts(self) -> list[str]:
+        """The lines of the prompt file; none if no file is configured.
+
+        Raises:
+            ConfigError: the file is missing or not UTF-8 text.
+        """
+        return [] if self.preloaded_dataset_filename is None else read_prompts(Path(self.preloaded_dataset_filename))
+
+
+def read_prompts(file: Path) -> list[str]:
+    """One prompt a line, empty lines left out.
+
+    Raises:
+        ConfigError: the file is missing or not UTF-8 text.
+    """
+    return parse_prompts(_read(file, "Prompt file"), str(file))
+
+
+def parse_prompts(data: bytes, name: str) -> list[str]:
+    """The prompts in the bytes of a file called `name`; raises as `read_prompts`."""
+    return [line for line in _decode(data, f'Prompt file "{name}"').splitlines() if line.strip()]
+
+
+def load_config(file: str | Path) -> AppConfig:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: one sentence with the key's path, the offending value and the nearest valid name.
+    """
+    file = Path(file)
+    text = _decode(_read(file, "Configuration file"), f'Configuration file "{file}"')
+    # Comments become spaces, so that positions in error messages stay right.
+    text = _STRING_OR_COMMENT.sub(lambda match: match[0] if match[0].startswith('"') else " " * len(match[0]), text)
+    try:
+        content = json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f'Configuration file "{file}" is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.'
+        ) from error
+    except _DuplicateKey as error:
+        raise ConfigError(f'Configuration file "{file}" has the key "{error}" twice. Remove one of them.') from error
+    if not isinstance(content, dict):
+        raise ConfigError(f'Configuration file "{file}" holds a {_json_type(content)}. Expected an object: {{"models": ...}}.')
+    try:
+        config = AppConfig.model_validate(_with_specs(content, file.parent))
+    except ValidationError as error:
+        raise ConfigError(f'Configuration file "{file}": {_sentence(error, content)}') from error
+    if config.default_model and config.default_model not in config.models:
+        raise ConfigError(
+            f'Configuration file "{file}": default_model is "{config.default_model}", which is not among its models.'
+            + _nearest(config.default_model, list(config.models))
+        )
+    if config.preloaded_dataset_filename is not None:
+        resolved = _resolve(config.preloaded_dataset_filename, file.parent)
+        config = config.model_copy(update={"preloaded_dataset_filename": resolved})
+    return config
+
+
+class _DuplicateKey(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _DuplicateKey(key)
+        result[key] = value
+    return result
+
+
+def _read(file: Path, what: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f'{what} "{file}" does not exist.') from error
+    except OSError as error:
+        raise ConfigError(f'{what} "{file}" cannot be read: {error.strerror}.') from error
+
+
+def _decode(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}). Save it as UTF-8.") from error
+
+
+def _with_specs(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Give every entry of `models` the shape of a `ModelSpec`, with its name and with paths made absolute."""
+    models = content.get("models")
+    if not isinstance(models, dict):
+        return content
+    return {**content, "models": {name: _spec(name, value, folder) for name, value in models.items() if name != ""}}
+
+
+def _spec(name: str, value: Any, folder: Path) -> Any:
+    if value is None:
+        named = ModelSpec.named(name)
+        return named.model_copy(update={"path": _resolve(name, folder)}) if named.path is None and (folder / name).is_dir() else named
+    if isinstance(value, str):
+        value = {"path": value}
+    if not isinstance(value, dict):
+        return value
+    paths = {key: _resolve(value[key], folder) for key in ("path", "adapter", "base", "chat_template") if isinstance(value.get(key), str)}
+    bare = {"path": str(MODEL_DIR)} if name == DEMO and "path" not in value else {}
+    return {**bare, **value, **paths, "name": name}
+
+
+def _resolve(path: str, folder: Path) -> str:
+    """An absolute path for what is a path; anything else (a hub name) unchanged."""
+    if path == DEMO:
+        return str(MODEL_DIR)
+    expanded = Path(path).expanduser()
+    if expanded.is_absolute():
+        return str(expanded)
+    if path.startswith(("./", "../")) or (folder / expanded).exists():
+        return str((folder / expanded).resolve())
+    return path
+
+
+def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
+    """The first problem, as: key path, offending value, what is expected, nearest valid name."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        valid = [name for name in (ModelSpec if path[0] == "models" else AppConfig).model_fields if name != "name"]
+        return f'unknown key "{key}".' + _nearest(path[-1], valid)
+    value = json.dumps(_at(content, path), ensure_ascii=False, default=str)
+    expected = {
+        "bool_type": "true or false",
+        "string_type": "a text",
+        "int_type": "a whole number",
+        "dict_type": "an object",
+        "model_type": "null, a folder, or an object",
+        "greater_than": "a number above 0",
+    }.get(problem["type"])
+    if expected is None:
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        expected = message.removeprefix("expected ")
+    nearest = _nearest(value.strip('"'), list(Dtype.__args__)) if path[-1] == "dtype" else ""  # type: ignore[attr-defined]
+    return f"{key} is {value}. Expected {expected}.{nearest}"
+
+
+def _at(content: Any, path: list[str]) -> Any:
+    for part in path:
+        content = content.get(part) if isinstance(content, dict) else content
+    return content
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f' Did you mean "{close[0]}"?' if close else f" Valid names: {', '.join(valid)}."
+
+
+def _json_type(value: Any) -> str:
+    return {list: "list", str: "text", int: "number", float: "number", bool: "truth value"}.get(type(value), "null")

@@ -1,0 +1,267 @@
+"""A trace becomes contributions: how much each part of a residual stream point has to do with the whole. Routes are `llm_tt.flow.routes`.
+
+For a vector x = sum_i p_i (Ferrando & Voita 2024, eq. 4; Ferrando et al. 2022):
+
+    proximity(p, x)   = max(0, ||x||_1 - ||x - p||_1)
+    contribution(p_i) = proximity(p_i, x) / sum_k proximity(p_k, x)
+
+The difference of norms cancels, and clipping noise at zero gives mass to parts that have none. With s = sign(x) and q = s * p the same number is a
+sum of small terms, ||x||_1 - ||x - p||_1 = sum_k min(q_k, 2|x_k| - q_k), which is how it is computed here. It follows that
+
+    sum_k q_k  -  2 sum_k max(0, |p_k| - |x_k|)  <=  ||x||_1 - ||x - p||_1  <=  sum_k q_k.
+
+For attention parts p = alpha * u the upper bound is alpha * (u . s), one matrix product for all sources, heads and positions: where it is not
+positive the proximity is zero, and where the two bounds agree it is the proximity. Only the rest is summed element by element.
+All arithmetic is float32.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from llm_tt.models.transparent_llm import Trace
+
+_Row = TypeVar("_Row")
+
+_BOUND_AGREEMENT = 1e-6
+"""Relative distance of the two bounds at which the upper one is taken for the proximity"""
+_NEGLIGIBLE_TOTAL = 1e-7
+"""Parts that all together have less than this share of their node may be off by it"""
+_UNIT_BYTES = 64 * 2**20
+"""Value-output vectors are computed for as many heads at a time as fit into this"""
+_ROWS = 512
+"""Parts summed element by element at a time: a few hundred rows of d floats stay in a core's cache"""
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionContributions:
+    """Contributions to the residual stream after attention, float32 on the CPU.
+
+    For each position edges and residual sum to 1, or are all 0 where every part points away from the whole.
+    """
+
+    layer: int
+    positions: tuple[int, ...]
+    edges: Tensor
+    """[P, T, H]: from the residual stream before the block at each source token, through each head; 0 for future tokens"""
+    residual: Tensor
+    """[P]: from the token's own residual stream, past the heads"""
+
+
+@dataclass(frozen=True, eq=False)
+class FfnContributions:
+    """Contributions to the residual stream after the FFN, float32 on the CPU.
+
+    For each position the two sum to 1, or are both 0 where both point away from the whole.
+    """
+
+    layer: int
+    positions: tuple[int, ...]
+    ffn: Tensor
+    """[P]: from the FFN block"""
+    residual: Tensor
+    """[P]: from the residual stream after attention, past the FFN"""
+
+
+def attention_contributions(trace: Trace, layer: int, positions: Sequence[int] | None = None) -> AttentionContributions:
+    """Contributions of attention edges and of the residual edge (method: attention node A).
+
+    The output bias of attention belongs to no head and is left out of the denominator, as in the paper.
+
+    Raises:
+        RequestError: no such layer or position.
+    """
+    layer, wanted = trace.layer(layer), trace.positions(positions)
+    rows = table_of(trace).attention(trace, layer, wanted)
+    edges = torch.zeros(len(wanted), trace.n_tokens, trace.model.info.n_heads)
+    for index, row in enumerate(rows):
+        edges[index, : row.edges.shape[0]] = row.edges
+    return AttentionContributions(layer, tuple(wanted), edges, torch.tensor([row.residual for row in rows]))
+
+
+def ffn_contributions(trace: Trace, layer: int, positions: Sequence[int] | None = None) -> FfnContributions:
+    """Contributions of the FFN block and of the residual edge past it (method: FFN node I).
+
+    Raises:
+        RequestError: no such layer or position.
+    """
+    layer, wanted = trace.layer(layer), trace.positions(positions)
+    shares = torch.tensor(table_of(trace).ffn(trace, layer, wanted)).reshape(-1, 2)
+    return FfnContributions(layer, tuple(wanted), shares[:, 0], shares[:, 1])
+
+
+def neuron_contributions(trace: Trace, layer: int, position: int) -> Tensor:
+    """[N] float32 on the CPU: contributions of single neurons to the residual stream after the FFN, among all neurons and the residual
+    stream before it, so that together they sum to at most 1.
+
+    Raises:
+        RequestError: no such layer or position.
+    """
+    layer, position = trace.layer(layer), trace.position(position)
+    block, model = trace.blocks[layer], trace.model
+    with torch.inference_mode():
+        whole = block.resid_post[position].float()
+        mid = block.resid_mid[position : position + 1]
+        activations = model.neuron_activations(layer, mid)[0]
+        weight, _ = model.neuron_output(layer)
+        whole = whole.to(weight.device)
+        neurons = scaled_proximity(weight, activations.to(weight.device), whole)
+        total = neurons.sum() + proximity(mid[0].float().to(weight.device), whole)
+        return (neurons / total if total > 0 else torch.zeros_like(neurons)).cpu()
+
+
+def proximity(parts: Tensor, whole: Tensor) -> Tensor:
+    """max(0, ||x||_1 - ||x - p||_1) over the last dimension, without the cancellation; `parts` and `whole` broadcast."""
+    aligned = parts * whole.sign()
+    return torch.minimum(aligned, 2 * whole.abs() - aligned).sum(-1).clamp_min(0)
+
+
+def scaled_proximity(units: Tensor, scales: Tensor, whole: Tensor, index: Tensor | None = None) -> Tensor:
+    """proximity(scales[n] * units[n], whole), a cache-sized piece at a time.
+
+    units: [M, d]; scales: [n]; whole: [d]; index: [n] rows of units that are meant, all of them for None. Returns [n].
+    """
+    sign, limit = whole.sign(), 2 * whole.abs()
+    result = torch.empty_like(scales)
+    for start in range(0, len(scales), _ROWS):
+        piece = slice(start, start + _ROWS)
+        aligned = (units[piece] if index is None else units[index[piece]]) * sign
+        aligned *= scales[piece, None]
+        result[piece] = torch.minimum(aligned, limit - aligned).sum(-1)
+    return result.clamp_min_(0)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionRow:
+    """Contributions to one attention node: edges [i + 1, H] and the residual edge."""
+
+    edges: Tensor
+    residual: float
+
+
+class ContributionTable:
+    """Contributions of one trace, each (layer, position) computed on first use. They depend on neither threshold nor target."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._attention: dict[tuple[int, int], AttentionRow] = {}
+        self._ffn: dict[tuple[int, int], tuple[float, float]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        with self._lock:
+            return sum(row.edges.nbytes for row in self._attention.values())
+
+    def attention(self, trace: Trace, layer: int, positions: Sequence[int]) -> list[AttentionRow]:
+        return self._rows(self._attention, _attention_rows, trace, layer, positions)
+
+    def ffn(self, trace: Trace, layer: int, positions: Sequence[int]) -> list[tuple[float, float]]:
+        """(FFN block, residual) for each position."""
+        return self._rows(self._ffn, _ffn_rows, trace, layer, positions)
+
+    def _rows(
+        self,
+        known: dict[tuple[int, int], _Row],
+        compute: Callable[[Trace, int, list[int]], list[_Row]],
+        trace: Trace,
+        layer: int,
+        positions: Sequence[int],
+    ) -> list[_Row]:
+        with self._lock:
+            missing = sorted({position for position in positions if (layer, position) not in known})
+            if missing:
+                for position, row in zip(missing, compute(trace, layer, missing), strict=True):
+                    known[layer, position] = row
+            return [known[layer, position] for position in positions]
+
+
+_tables: WeakKeyDictionary[Trace, ContributionTable] = WeakKeyDictionary()
+_tables_lock = threading.Lock()
+
+
+def table_of(trace: Trace) -> ContributionTable:
+    """The contributions kept with a trace; they go when the trace goes."""
+    with _tables_lock:
+        return _tables.setdefault(trace, ContributionTable())
+
+
+def _ffn_rows(trace: Trace, layer: int, positions: list[int]) -> list[tuple[float, float]]:
+    block = trace.blocks[layer]
+    with torch.inference_mode():
+        whole = block.resid_post[positions].float()
+        ffn = proximity(block.ffn_out[positions].float(), whole)
+        residual = proximity(block.resid_mid[positions].float(), whole)
+        total = ffn + residual
+        total = torch.where(total > 0, total, 1.0)
+        return list(zip((ffn / total).tolist(), (residual / total).tolist(), strict=True))
+
+
+def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[AttentionRow]:
+    block = trace.blocks[layer]
+    n_sources = positions[-1] + 1
+    with torch.inference_mode():
+        whole = block.resid_mid[positions].float()
+        residual = proximity(trace.resid_pre(layer)[positions].float(), whole)
+        alpha = block.pattern.rows(positions)[..., :n_sources]
+        weight, _ = trace.model.attention_output(layer)
+        edges = _edge_proximities(alpha, block.values[:, :n_sources], weight, whole, residual)
+        total = edges.sum((1, 2)) + residual
+        total = torch.where(total > 0, total, 1.0)
+        edges = (edges / total[:, None, None]).cpu()
+        residuals = (residual / total).tolist()
+        # Cloned, since a slice would keep the rows of all positions alive.
+        return [
+            AttentionRow(edges[index, : position + 1].clone(), share)
+            for index, (position, share) in enumerate(zip(positions, residuals, strict=True))
+        ]
+
+
+def _edge_proximities(alpha: Tensor, values: Tensor, weight: Tensor, whole: Tensor, residual: Tensor) -> Tensor:
+    """Proximities of the parts alpha[h, p, j] * values[h, j] @ weight[h] to whole[p].
+
+    alpha: [H, P, J]; values: [K, J, E]; weight: [H, E, d]; whole: [P, d]; residual: [P], a lower bound of each node's total.
+    Returns [P, J, H].
+    """
+    n_heads, n_positions, n_sources = alpha.shape
+    group = n_heads // values.shape[0]
+    result = torch.empty(n_positions, n_sources, n_heads, device=whole.device)
+    negligible = _NEGLIGIBLE_TOTAL * residual / (n_heads * n_sources)
+    overshoot = _Overshoot(whole)
+    heads_at_a_time = max(1, _UNIT_BYTES // (n_sources * whole.shape[-1] * 4))
+    for start in range(0, n_heads, heads_at_a_time):
+        heads = range(start, min(start + heads_at_a_time, n_heads))
+        value_heads = [head // group for head in heads]
+        units = values[value_heads].float() @ weight[heads.start : heads.stop]
+        chunk = alpha[heads.start : heads.stop].transpose(0, 1).contiguous()
+        upper = chunk * (units @ whole.sign().T).permute(2, 0, 1).contiguous()
+        gap = overshoot(chunk * units.abs().amax(-1))
+        undecided = (upper > negligible[:, None, None]) & (gap > _BOUND_AGREEMENT * upper)
+        upper.clamp_min_(0)
+        flat = units.flatten(0, 1)
+        for index in range(n_positions):
+            rows = undecided[index].flatten().nonzero()[:, 0]
+            upper[index].view(-1)[rows] = scaled_proximity(flat, chunk[index].reshape(-1)[rows], whole[index], rows)
+        result[:, :, heads.start : heads.stop] = upper.transpose(1, 2)
+    return result
+
+
+class _Overshoot:
+    """Bounds the distance between upper and true proximity: 2 sum_k max(0, |p_k| - |x_k|) <= 2 sum_k max(0, t - |x_k|) for t = max_k |p_k|."""
+
+    def __init__(self, whole: Tensor) -> None:
+        self._sizes = whole.abs().sort(-1).values
+        zero = torch.zeros_like(self._sizes[:, :1])
+        self._sums = torch.cat([zero, self._sizes.cumsum(-1)], -1)
+
+    def __call__(self, largest: Tensor) -> Tensor:
+        """largest: [P, ...] -> bound of the same shape."""
+        flat = largest.flatten(1).contiguous()
+        below = torch.searchsorted(self._sizes, flat)
+        return (2 * (below * flat - self._sums.gather(1, below))).view_as(largest)

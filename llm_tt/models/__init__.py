@@ -1,0 +1,51 @@
+"""A `ModelSpec` becomes a `TransparentLlm`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from llm_tt.config import ModelSpec
+from llm_tt.errors import ModelError
+from llm_tt.models.transparent_llm import TransparentLlm
+from llm_tt.progress import Progress, silent
+
+
+def load_model(
+    model: str | ModelSpec,
+    *,
+    adapter: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress = silent,
+) -> TransparentLlm:
+    """Load a model and prove that it can be decomposed exactly.
+
+    Args:
+        model: "demo", a folder, a hub name, or a specification from the configuration.
+        adapter: folder of a PEFT adapter to merge into it.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto", "float32", "bfloat16", "float16".
+
+    Raises:
+        ModelError: it cannot be found, loaded or decomposed; the text says why and what to do.
+        OutOfMemoryError: it does not fit.
+    """
+    if isinstance(model, str):
+        if not model.strip():
+            raise ModelError('No model is named. Give a folder, a hub name, or "demo".')
+        model = ModelSpec.named(model)
+    changes = {"adapter": adapter, "device": None if device == "auto" else device, "dtype": None if dtype == "auto" else dtype}
+    spec = model.model_copy(update={key: value for key, value in changes.items() if value is not None})
+
+    from llm_tt.models import identities
+    from llm_tt.models.checkpoints import load_checkpoint
+
+    progress("Importing the model libraries", 0.0)
+    checkpoint = load_checkpoint(spec, progress)
+    progress(f"Preparing {spec.name}", 0.85)
+    from llm_tt.models.bridge import BridgeLlm
+
+    llm = BridgeLlm(spec.name, **{field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)})
+    progress(f"Checking that the parts of {spec.name} add up", 0.95)
+    identities.require(llm)
+    return llm

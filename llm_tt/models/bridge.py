@@ -1,0 +1,248 @@
+"""The TransformerLens backend: a Hugging Face model, booted as a TransformerBridge, as a `TransparentLlm`.
+
+Where weights and tokenizer come from is `llm_tt.models.checkpoints`; per-family differences are `llm_tt.models.blocks`.
+A bridge run by two threads at once mixes their activations without an error, so one lock per model guards every call into it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_tt.errors import ModelError, OutOfMemoryError
+from llm_tt.models.blocks import BlockRecipe, attention_windows, recipe, softmax_scale
+from llm_tt.models.memory import require_memory
+from llm_tt.models.patterns import RecomputedPattern, StoredPattern
+from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, TransparentLlm
+from llm_tt.progress import Progress, silent
+from llm_tt.text import TokenTexts
+
+_PATTERN_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+class BridgeLlm(TransparentLlm):
+    """A model on TransformerLens hooks.
+
+    Args:
+        name: what the user calls it.
+        hf_model: loaded, adapters merged, on its device. The bridge changes it in place.
+        tokenizer: for ids and display; stays untouched.
+        bridge_tokenizer: a second instance, which the bridge changes.
+    """
+
+    def __init__(self, name: str, hf_model: Any, tokenizer: Any, bridge_tokenizer: Any, adapter: str | None = None) -> None:
+        from transformer_lens.model_bridge import TransformerBridge
+
+        hf_model.eval().requires_grad_(False)
+        n_params = sum(parameter.numel() for parameter in hf_model.parameters())
+        self._config = hf_model.config
+        self._recipe: BlockRecipe = recipe(self._config.model_type)
+        self._tokenizer = tokenizer
+        self._texts = TokenTexts(tokenizer)
+        self._lock = threading.RLock()
+        try:
+            # The label is no model name: with a model given, the bridge only shows it.
+            self._bridge: Any = TransformerBridge.boot_transformers(
+                f"llm-tt/{self._config.model_type}", hf_model=hf_model, tokenizer=bridge_tokenizer, dtype=hf_model.dtype
+            )
+        except ValueError as error:
+            raise ModelError(
+                f"TransformerLens cannot take {name} apart (model type {self._config.model_type!r}): {str(error).splitlines()[0]} "
+                "Implement llm_tt.TransparentLlm for it, or choose another model."
+            ) from error
+        self._require_sequential_blocks(name)
+        cfg = self._bridge.cfg
+        d_head = int(self._bridge.blocks[0].attn.W_O.shape[1])
+        self.info = ModelInfo(
+            name=name,
+            family=self._config.model_type,
+            n_layers=int(cfg.n_layers),
+            n_heads=int(self._bridge.blocks[0].attn.W_O.shape[0]),
+            n_kv_heads=int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads),
+            d_model=int(cfg.d_model),
+            d_head=d_head,
+            n_neurons=int(self._bridge.blocks[0].mlp.W_out.shape[0]),
+            d_vocab=int(hf_model.get_input_embeddings().weight.shape[0]),
+            n_ctx=int(cfg.n_ctx),
+            n_params=n_params,
+            dtype=str(hf_model.dtype).removeprefix("torch."),
+            device=str(hf_model.device),
+            norm="rms" if "RMS" in str(cfg.normalization_type) else "layer",
+            norm_eps=float(cfg.eps),
+            adapter=adapter,
+        )
+        self._windows = attention_windows(self._config, self.info.n_layers)
+
+    def _require_sequential_blocks(self, name: str) -> None:
+        hooks = self._bridge.hook_dict
+        if "blocks.0.attn.hook_pattern" not in hooks or "blocks.0.mlp.hook_post" not in hooks:
+            raise ModelError(
+                f"{name} (model type {self._config.model_type!r}) has blocks without softmax attention or without a plain FFN; "
+                "they cannot be decomposed into heads and neurons here."
+            )
+        if "blocks.0.hook_resid_mid" not in hooks:
+            raise ModelError(
+                f"{name} (model type {self._config.model_type!r}) runs attention and FFN in parallel; "
+                "only blocks that run one after the other are supported."
+            )
+
+    # --- text
+
+    def encode(self, text: str) -> list[int]:
+        # A prompt that spells out its own BOS, as chat templates do, must not get a second one.
+        bos = self._tokenizer.bos_token
+        return self._tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids
+
+    def texts(self, token_ids: Sequence[int]) -> list[str]:
+        return self._texts(token_ids)
+
+    # --- one forward pass
+
+    def run(self, token_ids: Sequence[int], progress: Progress = silent) -> tuple[Tensor, tuple[BlockActivations, ...]]:
+        require_memory(self.info, len(token_ids))
+        recorder = _Recorder(self, progress)
+        ids = torch.tensor([list(token_ids)], device=self.info.device)
+        with self._lock, torch.inference_mode():
+            try:
+                self._bridge.run_with_hooks(ids, fwd_hooks=recorder.hooks(), return_type=None, use_cache=False, logits_to_keep=1)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise OutOfMemoryError(
+                    f"{self.info.device} ran out of memory while tracing {len(token_ids)} tokens. Shorten the prompt and run it again."
+                ) from error
+            finally:
+                self._forget_patterns()
+        return recorder.embedding, tuple(recorder.blocks)
+
+    def last_logits(self, token_ids: Sequence[int]) -> Tensor:
+        ids = torch.tensor([list(token_ids)], device=self.info.device)
+        with self._lock, torch.inference_mode():
+            logits = self._bridge(ids, use_cache=False, logits_to_keep=1)
+            self._forget_patterns()
+            return logits[0, -1].float().cpu()
+
+    def _forget_patterns(self) -> None:
+        # Families with one joint q-k-v projection keep the last pattern in the module.
+        for block in self._bridge.blocks:
+            if getattr(block.attn, "_pattern", None) is not None:
+                block.attn._pattern = None
+
+    # --- weights
+
+    def attention_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
+        attention = self._bridge.blocks[layer].attn
+        return _float32(attention.W_O), _float32(attention.b_O)
+
+    def neuron_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
+        ffn = self._bridge.blocks[layer].mlp
+        return _float32(ffn.W_out), _float32(ffn.b_out)
+
+    def neuron_activations(self, layer: int, resid_mid: Tensor) -> Tensor:
+        block = self._bridge.blocks[layer]
+        with self._lock, torch.inference_mode():
+            if not self._recipe.ffn_is_module:
+                # The bridge's own wrappers of these layers expect the shape of the last full run.
+                normed = block.ln2.original_component(self._own(resid_mid))
+                first = getattr(block.mlp, "in").original_component
+                return block.original_component.activation_fn(first(normed)).float()
+            normed = block.ln2(self._own(resid_mid)[None])
+            seen: list[Tensor] = []
+            name = f"blocks.{layer}.mlp.hook_post"
+            with self._bridge.hooks(fwd_hooks=[(name, lambda tensor, hook: seen.append(tensor))]):
+                block.mlp(normed)
+            return seen[0].reshape(len(resid_mid), -1).float()
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        with self._lock, torch.inference_mode():
+            return self._bridge.ln_final(self._own(x))
+
+    def unembed(self, x: Tensor) -> Tensor:
+        with self._lock, torch.inference_mode():
+            return self._bridge.unembed(self._own(x))
+
+    def _own(self, x: Tensor) -> Tensor:
+        return x.to(device=self.info.device, dtype=self.info.torch_dtype)
+
+    # --- attention patterns
+
+    def pattern(self, layer: int, probabilities: Tensor, queries: Tensor, keys: Tensor) -> AttentionPattern:
+        """The smaller form that is right: rows recomputed from q and k when a middle and the last row prove equal, else the pattern itself.
+
+        probabilities: [H, T, T]; queries: [T, H, E]; keys: [T, K, E].
+        """
+        if queries.numel() + keys.numel() < probabilities.numel():
+            recomputed = RecomputedPattern(
+                queries.transpose(0, 1).contiguous(),
+                keys.transpose(0, 1).contiguous(),
+                softmax_scale(self._config, layer, self.info.d_head),
+                self._windows[layer],
+            )
+            probe = [len(queries) // 2, len(queries) - 1]
+            error = (recomputed.rows(probe) - probabilities[:, probe].float()).abs().max()
+            if error <= _PATTERN_TOLERANCE[self.info.torch_dtype]:
+                return recomputed
+        return StoredPattern(probabilities)
+
+
+class _Recorder:
+    """Collects the activations of one run, block by block."""
+
+    def __init__(self, llm: BridgeLlm, progress: Progress) -> None:
+        self._llm = llm
+        self._progress = progress
+        self._current: dict[str, Tensor] = {}
+        self.embedding: Tensor = torch.empty(0)
+        self.blocks: list[BlockActivations] = []
+
+    def hooks(self) -> list[tuple[str, Callable[..., None]]]:
+        names = self._llm._bridge.hook_dict
+        hooks: list[tuple[str, Callable[..., None]]] = [("blocks.0.hook_resid_pre", self._keep_embedding)]
+        for layer in range(self._llm.info.n_layers):
+            block = f"blocks.{layer}"
+            rotary = f"{block}.attn.hook_rot_q" in names and f"{block}.attn.hook_rot_k" in names
+            for name, hook in {
+                "queries": "attn.hook_rot_q" if rotary else "attn.hook_q",
+                "keys": "attn.hook_rot_k" if rotary else "attn.hook_k",
+                "values": "attn.hook_v",
+                "probabilities": "attn.hook_pattern",
+                "attn_out": "hook_attn_out",
+                "resid_mid": "hook_resid_mid",
+                "ffn_out": "hook_mlp_out",
+            }.items():
+                hooks.append((f"{block}.{hook}", self._keep(name)))
+            hooks.append((f"{block}.hook_resid_post", self._finish(layer)))
+        return hooks
+
+    def _keep_embedding(self, tensor: Tensor, hook: Any) -> None:
+        self.embedding = tensor[0].clone()
+
+    def _keep(self, name: str) -> Callable[..., None]:
+        def keep(tensor: Tensor, hook: Any) -> None:
+            self._current[name] = tensor[0]
+
+        return keep
+
+    def _finish(self, layer: int) -> Callable[..., None]:
+        def finish(tensor: Tensor, hook: Any) -> None:
+            now, self._current = self._current, {}
+            self.blocks.append(
+                BlockActivations(
+                    resid_mid=now["resid_mid"],
+                    resid_post=tensor[0],
+                    attn_out=now["attn_out"],
+                    ffn_out=now["ffn_out"],
+                    # Cloned, since a slice of a joint projection would keep all of it alive.
+                    values=now["values"].transpose(0, 1).clone(memory_format=torch.contiguous_format),
+                    pattern=self._llm.pattern(layer, now["probabilities"], now["queries"], now["keys"]),
+                )
+            )
+            self._progress(f"Tracing layer {layer + 1} of {self._llm.info.n_layers}", (layer + 1) / self._llm.info.n_layers)
+
+        return finish
+
+
+def _float32(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.detach().float()

@@ -1,0 +1,124 @@
+"""The identities that make a decomposition trustworthy, checked on a running model. Needs only the `TransparentLlm` interface.
+
+Numbers follow docs/method.md: 1 attention parts, 2 neuron parts, 4 logits; and that attention looks at no future token and that blocks run one
+after the other. Identities of contributions and routes (3, 5, 6) do not depend on the model and are proven by the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llm_tt.errors import ModelError
+from llm_tt.models.transparent_llm import Trace, TransparentLlm
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+_CAUSES = {
+    "attention parts": "an adapter that is not merged, or a norm, gate or scale between the heads and the residual stream",
+    "neuron parts": "an adapter that is not merged, or a norm, gate or scale between the neurons and the residual stream",
+    "residual stream": "a block that scales or normalises what it adds, or runs attention and FFN in parallel",
+    "future tokens": "a model that is not causal, or a mask that this backend does not know",
+    "logits": "a soft cap or a scale between the final norm and the logits",
+}
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """Relative errors of one layer: norm of the difference over norm of the whole (Frobenius)."""
+
+    layer: int
+    attention: float
+    neurons: float
+    residual: float
+    future: float
+
+
+@dataclass(frozen=True)
+class IdentityReport:
+    """What the check measured, and what it allows."""
+
+    n_tokens: int
+    tolerance: float
+    layers: tuple[LayerErrors, ...]
+    logits: float
+    """relative error of unembed(final_norm(last residual)) against the model's own logits"""
+
+    @property
+    def worst(self) -> float:
+        return max(self.logits, *(max(layer.attention, layer.neurons, layer.residual, layer.future) for layer in self.layers))
+
+    def failure(self) -> str | None:
+        """The first identity that fails, as a sentence; None if all hold."""
+        for layer in self.layers:
+            for what, error in (
+                ("attention parts", layer.attention),
+                ("neuron parts", layer.neurons),
+                ("residual stream", layer.residual),
+                ("future tokens", layer.future),
+            ):
+                if not error <= self.tolerance:  # NaN fails as well
+                    return (
+                        f"layer {layer.layer}: {what} are off by {error:.1e} (allowed {self.tolerance:.0e}). Likely cause: {_CAUSES[what]}"
+                    )
+        if not self.logits <= self.tolerance:
+            return f"the logits are off by {self.logits:.1e} (allowed {self.tolerance:.0e}). Likely cause: {_CAUSES['logits']}"
+        return None
+
+
+def check(llm: TransparentLlm, n_tokens: int = 12) -> IdentityReport:
+    """Trace a short prompt of ids spread over the vocabulary and measure every identity at every layer."""
+    count = min(n_tokens, llm.info.n_ctx)
+    # A stride coprime to most vocabulary sizes: reproducible, no token twice, no special-token cluster.
+    ids = [(7 + 101 * index) % llm.info.d_vocab for index in range(count)]
+    trace = llm.trace(ids)
+    with torch.inference_mode():
+        layers = tuple(_layer_errors(trace, layer) for layer in range(trace.n_layers))
+    logits = _relative(trace.logits(-1), llm.last_logits(ids))
+    return IdentityReport(count, _TOLERANCE[llm.info.torch_dtype], layers, logits)
+
+
+def require(llm: TransparentLlm) -> IdentityReport:
+    """As `check`, but refuse the model if an identity fails.
+
+    Raises:
+        ModelError: with layer, error and likely cause.
+    """
+    report = check(llm)
+    if failure := report.failure():
+        raise ModelError(
+            f"{llm.info.name} (model type {llm.info.family!r}) cannot be decomposed exactly: {failure}. Nothing would be shown correctly."
+        )
+    return report
+
+
+def _layer_errors(trace: Trace, layer: int) -> LayerErrors:
+    block, llm = trace.blocks[layer], trace.model
+    pattern = block.pattern.rows(range(trace.n_tokens))
+    mixed = pattern @ _per_query_head(block.values.float(), pattern.shape[0])
+    weight, bias = llm.attention_output(layer)
+    attention = torch.einsum("hte,hed->td", mixed, weight.to(mixed.device))
+    out_weight, out_bias = llm.neuron_output(layer)
+    neurons = llm.neuron_activations(layer, block.resid_mid) @ out_weight
+    before = trace.resid_pre(layer).float()
+    mid = before + block.attn_out.float()
+    post = block.resid_mid.float() + block.ffn_out.float()
+    residual = max(_relative(mid, block.resid_mid), _relative(post, block.resid_post))
+    return LayerErrors(
+        layer,
+        attention=_relative(attention if bias is None else attention + bias, block.attn_out),
+        neurons=_relative(neurons if out_bias is None else neurons + out_bias, block.ffn_out),
+        residual=residual,
+        future=float(pattern.triu(1).abs().max()),
+    )
+
+
+def _per_query_head(values: Tensor, n_heads: int) -> Tensor:
+    """[K, T, E] -> [H, T, E]: grouped-query attention reads one value head for several query heads."""
+    return values.repeat_interleave(n_heads // values.shape[0], dim=0)
+
+
+def _relative(value: Tensor, reference: Tensor) -> float:
+    reference = reference.float()
+    return float((value - reference).norm() / reference.norm().clamp_min(torch.finfo(torch.float32).tiny))

@@ -1,0 +1,68 @@
+"""What a trace will need and what the device has. Estimates from shapes alone; nothing is run here."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from llm_tt.errors import OutOfMemoryError
+from llm_tt.models.transparent_llm import ModelInfo
+
+_RESERVE = 0.9
+"""The share of free memory a run may take; the rest is for everyone else on the machine"""
+
+
+def trace_bytes(info: ModelInfo, n_tokens: int) -> int:
+    """Peak bytes of tracing `n_tokens` tokens: what the trace keeps, and the pattern and scores of the one layer that is running."""
+    size = info.torch_dtype.itemsize
+    streams = 4 * n_tokens * info.d_model
+    values = info.n_kv_heads * n_tokens * info.d_head
+    queries_and_keys = (info.n_heads + info.n_kv_heads) * n_tokens * info.d_head
+    pattern = info.n_heads * n_tokens * n_tokens
+    kept = info.n_layers * (streams + values + min(pattern, queries_and_keys)) * size
+    # Scores, their float32 softmax and its copy in the model's dtype exist side by side.
+    running = pattern * (2 * size + 4) + 3 * n_tokens * info.n_neurons * size
+    return kept + running
+
+
+def longest_prompt(info: ModelInfo, budget: int) -> int:
+    """The most tokens, up to the model's context, whose trace fits into `budget` bytes."""
+    low, high = 0, info.n_ctx
+    while low < high:
+        middle = (low + high + 1) // 2
+        if trace_bytes(info, middle) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def available_bytes(device: str) -> int:
+    """Free memory of a device; for the CPU, what the operating system can give without swapping."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    return psutil.virtual_memory().available
+
+
+def require_memory(info: ModelInfo, n_tokens: int, available: int | None = None) -> None:
+    """Refuse a trace that would not fit.
+
+    Raises:
+        OutOfMemoryError: with the need, what there is, and the longest prompt that fits.
+    """
+    budget = int(_RESERVE * (available_bytes(info.device) if available is None else available))
+    need = trace_bytes(info, n_tokens)
+    if need > budget:
+        raise OutOfMemoryError(
+            f"A trace of {n_tokens} tokens of {info.name} needs about {show_bytes(need)}, but {info.device} has {show_bytes(budget)} to give. "
+            f"Shorten the prompt to at most {longest_prompt(info, budget)} tokens, or load the model in half precision."
+        )
+
+
+def show_bytes(n_bytes: float) -> str:
+    """1536 -> '1.5 KB'; powers of 1024."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TB"

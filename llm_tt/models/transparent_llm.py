@@ -1,0 +1,230 @@
+"""The interface between a language model and everything that explains it: `TransparentLlm`, `ModelInfo`, `Trace`.
+
+A backend implements `TransparentLlm`; `llm_tt.models.bridge` does so with TransformerLens. What is computed from a trace lives in `llm_tt.flow`
+and `llm_tt.lens`, not here. Letters in shapes: L layers, T tokens, H query heads, K key-value heads, E head width, d residual width,
+N neurons, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from llm_tt.errors import PromptError, RequestError
+from llm_tt.progress import Progress, silent
+
+NormKind = Literal["layer", "rms"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The facts of a loaded model."""
+
+    name: str
+    family: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    n_neurons: int
+    d_vocab: int
+    n_ctx: int
+    n_params: int
+    dtype: str
+    device: str
+    norm: NormKind
+    norm_eps: float
+    adapter: str | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+
+class AttentionPattern(Protocol):
+    """The attention probabilities of one layer; rows come in float32, whatever the model's dtype."""
+
+    def rows(self, positions: Sequence[int]) -> Tensor:
+        """[H, P, T]: how much each head at each of the P positions attends to each source token; 0 for j > i."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class BlockActivations:
+    """What one transformer block did to one prompt, in the model's dtype and on its device."""
+
+    resid_mid: Tensor
+    """[T, d] residual stream after attention"""
+    resid_post: Tensor
+    """[T, d] residual stream after the FFN"""
+    attn_out: Tensor
+    """[T, d] what attention added to the stream, its output bias included"""
+    ffn_out: Tensor
+    """[T, d] what the FFN added to the stream, its output bias included"""
+    values: Tensor
+    """[K, T, E] value vectors, value bias included; query head h reads key-value head h // (H / K)"""
+    pattern: AttentionPattern
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.resid_mid, self.resid_post, self.attn_out, self.ffn_out, self.values)
+        return sum(tensor.nbytes for tensor in tensors) + self.pattern.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One forward pass of one prompt: a value. Nothing of it lives in the model, nothing of it changes."""
+
+    model: TransparentLlm = field(repr=False)
+    token_ids: tuple[int, ...]
+    token_texts: tuple[str, ...]
+    embedding: Tensor = field(repr=False)
+    """[T, d] what enters block 0: token embedding plus position embedding, if any"""
+    blocks: tuple[BlockActivations, ...] = field(repr=False)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the activations."""
+        return self.embedding.nbytes + sum(block.nbytes for block in self.blocks)
+
+    def resid_pre(self, layer: int) -> Tensor:
+        """[T, d] what enters block `layer`."""
+        layer = self.layer(layer)
+        return self.embedding if layer == 0 else self.blocks[layer - 1].resid_post
+
+    def logits(self, position: int) -> Tensor:
+        """[V] float32 on the CPU: the model's logits for the token that follows `position`."""
+        position = self.position(position)
+        final = self.blocks[-1].resid_post[position : position + 1]
+        return self.model.unembed(self.model.final_norm(final))[0].float().cpu()
+
+    def position(self, position: int) -> int:
+        """A position as Python counts it (-1 is the last token) -> 0 .. T-1.
+
+        Raises:
+            RequestError: the trace has no such position.
+        """
+        if not -self.n_tokens <= position < self.n_tokens:
+            raise RequestError(
+                f"Position {position} does not exist: the prompt has {self.n_tokens} tokens, positions 0 to {self.n_tokens - 1}."
+            )
+        return position % self.n_tokens
+
+    def positions(self, positions: Sequence[int] | None) -> list[int]:
+        """Several positions, all of them for None; each as in `position`."""
+        return list(range(self.n_tokens)) if positions is None else [self.position(position) for position in positions]
+
+    def layer(self, layer: int) -> int:
+        """A layer as Python counts it -> 0 .. L-1.
+
+        Raises:
+            RequestError: the model has no such layer.
+        """
+        if not -self.n_layers <= layer < self.n_layers:
+            raise RequestError(f"Layer {layer} does not exist: the model has {self.n_layers} layers, 0 to {self.n_layers - 1}.")
+        return layer % self.n_layers
+
+
+class TransparentLlm(ABC):
+    """A causal language model whose blocks can be taken apart.
+
+    Implement the abstract methods to explain a model that no backend here can load; `llm_tt.models.identities.check` then tells whether the
+    parts add up. Every method must be safe to call from several threads at once, and no method may leave anything of a prompt in the model.
+    """
+
+    info: ModelInfo
+
+    # --- text
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Text to token ids, with the special tokens that this tokenizer puts in front by its own rules."""
+
+    @abstractmethod
+    def texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Display text of each token (`llm_tt.text`)."""
+
+    # --- one forward pass
+
+    @abstractmethod
+    def run(self, token_ids: Sequence[int], progress: Progress = silent) -> tuple[Tensor, tuple[BlockActivations, ...]]:
+        """One forward pass: the embedding [T, d] and every block's activations. `progress` is called once a layer and may raise."""
+
+    @abstractmethod
+    def last_logits(self, token_ids: Sequence[int]) -> Tensor:
+        """[V] float32 on the CPU: logits for the token after the last one, by the model's own forward pass, nothing taken apart."""
+
+    # --- weights, and functions of single vectors
+
+    @abstractmethod
+    def attention_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
+        """W_O [H, E, d] and b_O [d] (None without bias), float32: head h adds `z[h] @ W_O[h]`."""
+
+    @abstractmethod
+    def neuron_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
+        """W_out [N, d] and b_out [d] (None without bias), float32: neuron n adds `act[n] * W_out[n]`."""
+
+    @abstractmethod
+    def neuron_activations(self, layer: int, resid_mid: Tensor) -> Tensor:
+        """[P, N] float32: neurons after the activation function (and the gate, where there is one), for rows [P, d] of the residual stream
+        that this layer's FFN reads."""
+
+    @abstractmethod
+    def final_norm(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., d]: the norm before the unembedding."""
+
+    @abstractmethod
+    def unembed(self, x: Tensor) -> Tensor:
+        """[..., d] normalised -> [..., V] logits, as the model itself computes them."""
+
+    # --- built on the above
+
+    def trace(self, prompt: str | Sequence[int], progress: Progress = silent) -> Trace:
+        """Run one forward pass over a text, or over token ids used exactly as given.
+
+        Raises:
+            PromptError: the prompt is empty, longer than the model's context, or has ids outside the vocabulary.
+        """
+        token_ids = self.token_ids(prompt)
+        embedding, blocks = self.run(token_ids, progress)
+        return Trace(self, tuple(token_ids), tuple(self.texts(token_ids)), embedding, blocks)
+
+    def token_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """The ids that the model will receive for this prompt. Raises as `trace` does."""
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise PromptError("The prompt is empty. Type some text, for example: The capital of France is")
+            token_ids = self.encode(prompt)
+        else:
+            token_ids = [int(token_id) for token_id in prompt]
+        if not token_ids:
+            raise PromptError("The prompt has no tokens. Type some text, for example: The capital of France is")
+        if len(token_ids) > self.info.n_ctx:
+            raise PromptError(
+                f"The prompt has {len(token_ids)} tokens, but {self.info.name} reads at most {self.info.n_ctx}. "
+                f"Shorten it by at least {len(token_ids) - self.info.n_ctx} tokens."
+            )
+        strange = [token_id for token_id in token_ids if not 0 <= token_id < self.info.d_vocab]
+        if strange:
+            raise PromptError(
+                f"Token id {strange[0]} is outside the vocabulary of {self.info.name}, which has ids 0 to {self.info.d_vocab - 1}. "
+                "Was the tokenizer extended without resizing the model's embeddings?"
+            )
+        return token_ids
