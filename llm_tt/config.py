@@ -37,15 +37,15 @@ class ModelSpec(_Strict):
     """One model of the configuration: what to load and how."""
 
     name: str = Field(description="what the user calls it")
-    path: str | None = Field(None, description="folder or hub name; the model's name if not given")
-    adapter: str | None = Field(None, description="folder of a PEFT adapter to merge")
-    base: str | None = Field(None, description="the adapter's base model, if not the one the adapter names")
+    path: str | None = Field(default=None, description="folder or hub name; the model's name if not given")
+    adapter: str | None = Field(default=None, description="folder of a PEFT adapter to merge")
+    base: str | None = Field(default=None, description="the adapter's base model, if not the one the adapter names")
     dtype: Dtype = "auto"
     device: Annotated[str, BeforeValidator(_known_device)] = "auto"
-    chat_template: str | None = Field(None, description="file with a chat template, for a tokenizer without one")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    trust_remote_code: bool = Field(False, description="run code that the checkpoint brings")
-    allow_pickle: bool = Field(False, description="open weights that are not safetensors")
+    chat_template: str | None = Field(default=None, description="file with a chat template, for a tokenizer without one")
+    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
+    trust_remote_code: bool = Field(default=False, description="run code that the checkpoint brings")
+    allow_pickle: bool = Field(default=False, description="open weights that are not safetensors")
 
     @classmethod
     def named(cls, name: str) -> ModelSpec:
@@ -59,12 +59,12 @@ class AppConfig(_Strict):
     """Everything a configuration file can say."""
 
     models: dict[str, ModelSpec] = Field(default_factory=lambda: {DEMO: ModelSpec.named(DEMO)})
-    default_model: str = Field("", description="chosen when the page opens; empty for none")
-    preloaded_dataset_filename: str | None = Field(None, description="text file with one prompt a line")
-    allow_loading_dataset_files: bool = Field(True, description="users may open prompt files of their own")
-    max_user_string_length: int | None = Field(None, gt=0, description="longest prompt a user may type, in characters")
-    demo_mode: bool = Field(False, description="only the configured models and prompts")
-    debug: bool = Field(False, description="show timing and memory")
+    default_model: str = Field(default="", description="chosen when the page opens; empty for none")
+    preloaded_dataset_filename: str | None = Field(default=None, description="text file with one prompt a line")
+    allow_loading_dataset_files: bool = Field(default=True, description="users may open prompt files of their own")
+    max_user_string_length: int | None = Field(default=None, gt=0, description="longest prompt a user may type, in characters")
+    demo_mode: bool = Field(default=False, description="only the configured models and prompts")
+    debug: bool = Field(default=False, description="show timing and memory")
 
     def prompts(self) -> list[str]:
         """The lines of the prompt file; none if no file is configured.

@@ -110,9 +110,9 @@ def _add_attention_node(columns: _Columns, layer: int, position: int, row: Atten
     residual = row.residual if row.residual > threshold else 0.0
     kept = float(passed.sum()) + residual
     scale = 1 / kept if renormalize and kept else 1.0
-    sources = passed.any(1).nonzero()[0].tolist()
+    sources: list[int] = np.flatnonzero(passed.any(1)).tolist()
     for source in sources:
-        heads = passed[source].nonzero()[0]
+        heads = np.flatnonzero(passed[source])
         heads = heads[np.argsort(-passed[source][heads], kind="stable")]
         weights = passed[source][heads] * scale
         columns.head.extend(heads.tolist())
