@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from llm_tt.errors import RequestError
 
+DEFAULT_THRESHOLD = 0.04
+
 EdgeKey = Literal["attention", "residual", "ffn"]
 NodeKind = Literal["X", "A", "M", "I"]
 

@@ -13,11 +13,9 @@ import numpy as np
 
 from llm_tt.errors import RequestError
 from llm_tt.flow.contributions import AttentionRow, table_of
-from llm_tt.flow.graph import EdgeKind, FlowGraph
+from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKind, FlowGraph
 from llm_tt.models.transparent_llm import Trace
 from llm_tt.progress import Progress, silent
-
-DEFAULT_THRESHOLD = 0.04
 
 
 def extract_routes(

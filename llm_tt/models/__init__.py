@@ -30,6 +30,23 @@ def load_model(
         ModelError: it cannot be found, loaded or decomposed; the text says why and what to do.
         OutOfMemoryError: it does not fit.
     """
+    from llm_tt.models import identities
+
+    llm = load_unchecked(model, adapter=adapter, device=device, dtype=dtype, progress=progress)
+    progress(f"Checking that the parts of {llm.info.name} add up", 0.95)
+    identities.require(llm)
+    return llm
+
+
+def load_unchecked(
+    model: str | ModelSpec,
+    *,
+    adapter: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress = silent,
+) -> TransparentLlm:
+    """As `load_model`, for callers that check the identities themselves (`llm_tt.models.identities`)."""
     if isinstance(model, str):
         if not model.strip():
             raise ModelError('No model is named. Give a folder, a hub name, or "demo".')
@@ -37,7 +54,6 @@ def load_model(
     changes = {"adapter": adapter, "device": None if device == "auto" else device, "dtype": None if dtype == "auto" else dtype}
     spec = model.model_copy(update={key: value for key, value in changes.items() if value is not None})
 
-    from llm_tt.models import identities
     from llm_tt.models.checkpoints import load_checkpoint
 
     progress("Importing the model libraries", 0.0)
@@ -45,7 +61,4 @@ def load_model(
     progress(f"Preparing {spec.name}", 0.85)
     from llm_tt.models.bridge import BridgeLlm
 
-    llm = BridgeLlm(spec.name, **{field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)})
-    progress(f"Checking that the parts of {spec.name} add up", 0.95)
-    identities.require(llm)
-    return llm
+    return BridgeLlm(spec.name, **{field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)})

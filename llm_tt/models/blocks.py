@@ -41,10 +41,8 @@ def recipe(family: str) -> BlockRecipe:
 
 def softmax_scale(hf_config: Any, layer: int, d_head: int) -> float:
     """The factor on q k^T before the softmax, by the family and its configuration."""
-    if not recipe(hf_config.model_type).scales_scores or getattr(hf_config, "scale_attn_weights", True) is False:
-        scale = 1.0
-    else:
-        scale = d_head**-0.5
+    scaled = recipe(hf_config.model_type).scales_scores and getattr(hf_config, "scale_attn_weights", True)
+    scale = d_head**-0.5 if scaled else 1.0
     if getattr(hf_config, "scale_attn_by_inverse_layer_idx", False):
         scale /= layer + 1
     return scale

@@ -1,0 +1,167 @@
+"""The `llm-tt` command: `routes` prints or saves the graph of a prompt, `check` says whether a model can be trusted here."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_tt.config import load_config
+from llm_tt.errors import LlmTtError, RequestError
+from llm_tt.flow.graph import DEFAULT_THRESHOLD, FlowGraph
+
+if TYPE_CHECKING:
+    from llm_tt.models.transparent_llm import TransparentLlm
+
+_CHECKED_LENGTHS = (128, 1024, 4096)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status: 0, 1 when the user has to change something, 130 after an interrupt."""
+    options = _parser().parse_args(arguments)
+    _quiet()
+    try:
+        return options.run(options)
+    except LlmTtError as error:
+        print(f"llm-tt: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `llm-tt routes ... | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llm-tt", description="How information flows through a language model for one prediction.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    routes = commands.add_parser("routes", help="the information-flow routes to one prediction")
+    routes.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
+    routes.add_argument("prompt", metavar="PROMPT", help='the text; "-" reads it from standard input')
+    routes.add_argument("--target", type=int, default=-1, help="position of the token whose prediction is explained (default -1, the last)")
+    routes.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="keep edges above this (default %(default)s)")
+    routes.add_argument("--no-renormalize", action="store_true", help="leave contributions as they were before edges were dropped")
+    output = routes.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print the graph as JSON")
+    output.add_argument("--graphml", action="store_true", help="print the graph as GraphML")
+    output.add_argument("--html", metavar="FILE", type=Path, help="write a standalone page")
+    _add_model_options(routes)
+    routes.set_defaults(run=_routes)
+
+    check = commands.add_parser("check", help="load a model and check that its parts add up")
+    check.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
+    _add_model_options(check)
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", metavar="DIR", help="merge this PEFT adapter into the model")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="precision (default auto)")
+    parser.add_argument("--config", metavar="FILE", help="configuration whose names may be used for MODEL")
+
+
+def _quiet() -> None:
+    """Keep the libraries' notes out of the output; errors still come through."""
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _load(options: argparse.Namespace, load: Callable[..., TransparentLlm]) -> TransparentLlm:
+    configured = load_config(options.config).models if options.config else {}
+    model = configured.get(options.model, options.model)
+    return load(model, adapter=options.adapter, device=options.device, dtype=options.dtype)
+
+
+def _routes(options: argparse.Namespace) -> int:
+    prompt = options.prompt
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.buffer.read().decode().rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise RequestError(f"Standard input is not UTF-8 text (byte {error.start}). Convert it to UTF-8.") from error
+    from llm_tt.export import files
+    from llm_tt.flow.routes import extract_routes
+    from llm_tt.models import load_model
+
+    llm = _load(options, load_model)
+    trace = llm.trace(prompt)
+
+    graph = extract_routes(trace, options.target, options.threshold, not options.no_renormalize)
+    if options.json:
+        print(files.to_json(graph, llm.info.name), end="")
+    elif options.graphml:
+        print(files.to_graphml(graph, llm.info.name), end="")
+    elif options.html:
+        try:
+            options.html.write_text(files.to_html(graph, llm.info.name), encoding="utf-8")
+        except OSError as error:
+            raise RequestError(f'Cannot write "{options.html}": {error.strerror}. Name a file in an existing folder.') from error
+        print(f"Wrote {options.html}: {graph.n_edges} edges")
+    else:
+        from llm_tt.lens.vocabulary import predictions
+
+        best = predictions(trace, graph.target, 5)
+        assert best.probabilities is not None
+        print(f"After {graph.token_texts[graph.target]!r} (token {graph.target}), {llm.info.name} predicts:")
+        for text, probability in zip(best.texts, best.probabilities, strict=True):
+            print(f"  {probability:6.3f}  {text!r}")
+        print()
+        print(_as_text(graph))
+    return 0
+
+
+def _as_text(graph: FlowGraph) -> str:
+    """The routes as lines of text, from the last layer down."""
+    lines = [f"{graph.n_edges} edges above {graph.threshold}" + (", renormalised" if graph.renormalized else "")]
+    for edge in graph.edges():
+        source, destination = edge.ends
+        heads = ", ".join(f"head {head} {weight:.3f}" for head, weight in edge.heads.items())
+        tokens = repr(graph.token_texts[edge.source])
+        if edge.source != edge.destination:
+            tokens += f" -> {graph.token_texts[edge.destination]!r}"
+        lines.append(
+            f"{source.name:>8} -> {destination.name:<8} {edge.kind.key:<9} {edge.weight:.3f}  {tokens}" + (f"  ({heads})" if heads else "")
+        )
+    return "\n".join(lines)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from llm_tt.models import identities, load_unchecked
+    from llm_tt.models.memory import show_bytes, trace_bytes
+
+    llm = _load(options, load_unchecked)
+    info = llm.info
+    report = identities.check(llm)
+    print(f"model       {info.name}" + (f" with adapter {info.adapter}" if info.adapter else ""))
+    print(f"family      {info.family}")
+    print(f"parameters  {info.n_params:,}")
+    print(
+        f"shape       {info.n_layers} layers, {info.n_heads} heads ({info.n_kv_heads} key-value), width {info.d_model}, "
+        f"{info.n_neurons} neurons, vocabulary {info.d_vocab}, context {info.n_ctx}"
+    )
+    print(f"dtype       {info.dtype} on {info.device}")
+    print(f"identities  relative errors on {report.n_tokens} tokens, allowed {report.tolerance:.0e}")
+    print("            layer  attention    neurons   residual     future")
+    for layer in report.layers:
+        print(f"            {layer.layer:5}  {layer.attention:9.1e}  {layer.neurons:9.1e}  {layer.residual:9.1e}  {layer.future:9.1e}")
+    print(f"            logits {report.logits:9.1e}")
+    for length in _CHECKED_LENGTHS:
+        if length <= info.n_ctx:
+            print(f"memory      about {show_bytes(trace_bytes(info, length))} for a trace of {length} tokens")
+    print(f"            longest prompt the model reads: {info.n_ctx} tokens, about {show_bytes(trace_bytes(info, info.n_ctx))}")
+    if failure := report.failure():
+        print(f"FAILED      {failure}")
+        return 1
+    print("ok          every part adds up")
+    return 0

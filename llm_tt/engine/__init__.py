@@ -1,0 +1,1 @@
+"""The one door between the app and the models: small frozen questions in, small frozen answers out."""

@@ -1,0 +1,138 @@
+"""Long questions as jobs: queued, observed, cancelled, collected. What is computed is the engine's business."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from llm_tt.errors import LlmTtError
+from llm_tt.progress import Cancelled, Progress
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+FINISHED: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
+
+_KEPT = 256
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Where a job is. `position` counts the jobs before it in the queue; `message` is the sentence to show when it failed."""
+
+    state: JobState
+    stage: str = "Waiting"
+    fraction: float = 0.0
+    position: int = 0
+    seconds: float = 0.0
+    message: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+
+class _Job:
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.status = JobStatus("queued")
+        self.cancelled = threading.Event()
+        self.ended = threading.Event()
+        self.answer: Any = None
+        self.error: BaseException | None = None
+
+
+class JobQueue:
+    """Runs functions in worker threads, in the order in which they came."""
+
+    def __init__(self, n_workers: int) -> None:
+        self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="llm-tt-job")
+        self._lock = threading.Lock()
+        self._jobs: OrderedDict[str, _Job] = OrderedDict()
+
+    def submit(self, work: Callable[[Progress], Any]) -> str:
+        """Queue a function of a progress callback; the id of its job."""
+        job_id, job = uuid.uuid4().hex, _Job()
+        with self._lock:
+            self._jobs[job_id] = job
+            for old in [key for key, value in self._jobs.items() if value.ended.is_set()][:-_KEPT]:
+                del self._jobs[old]
+        self._pool.submit(self._run, job, work)
+        return job_id
+
+    def status(self, job_id: str) -> JobStatus:
+        """
+        Raises:
+            LlmTtError: no such job, or it was finished so long ago that it was dropped.
+        """
+        job = self._job(job_id)
+        status = job.status
+        if status.state == "queued":
+            with self._lock:
+                before = list(self._jobs)[: list(self._jobs).index(job_id)]
+                status = replace(status, position=sum(self._jobs[key].status.state == "queued" for key in before))
+        return status if status.finished else replace(status, seconds=time.monotonic() - job.started)
+
+    def wait(self, job_id: str, timeout: float | None = None) -> JobStatus:
+        """Block until the job is finished, or for `timeout` seconds."""
+        self._job(job_id).ended.wait(timeout)
+        return self.status(job_id)
+
+    def cancel(self, job_id: str) -> None:
+        """Ask a job to stop; it does so at its next report of progress. Nothing happens to a finished or unknown one."""
+        with self._lock:
+            job = self._jobs.get(job_id)
+        if job is not None:
+            job.cancelled.set()
+
+    def collect(self, job_id: str) -> Any:
+        """The answer of a finished job, which is forgotten; waits for an unfinished one. Raises what the job raised."""
+        job = self._job(job_id)
+        job.ended.wait()
+        with self._lock:
+            self._jobs.pop(job_id, None)
+        if job.error is not None:
+            raise job.error
+        return job.answer
+
+    def close(self) -> None:
+        with self._lock:
+            for job in self._jobs.values():
+                job.cancelled.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _job(self, job_id: str) -> _Job:
+        with self._lock:
+            if job_id not in self._jobs:
+                raise LlmTtError("This computation is no longer known: the server was restarted. Run it again.")
+            return self._jobs[job_id]
+
+    def _run(self, job: _Job, work: Callable[[Progress], Any]) -> None:
+        def progress(stage: str, fraction: float) -> None:
+            if job.cancelled.is_set():
+                raise Cancelled
+            job.status = JobStatus("running", stage, fraction)
+
+        def end(state: JobState, message: str = "") -> None:
+            last = job.status
+            job.status = JobStatus(state, last.stage, last.fraction, seconds=time.monotonic() - job.started, message=message)
+
+        try:
+            progress("Starting", 0.0)
+            job.answer = work(progress)
+            end("done")
+        except Cancelled as error:
+            job.error = error
+            end("cancelled", "Cancelled.")
+        except LlmTtError as error:
+            job.error = error
+            end("failed", str(error))
+        except BaseException as error:
+            job.error = error
+            end("failed", f"Unexpected error, please report it: {type(error).__name__}: {error}")
+        finally:
+            job.ended.set()

@@ -1,0 +1,128 @@
+"""What can be asked of an engine, and what it answers: frozen values of text, numbers and numpy arrays, fit to cross a network.
+
+A question names its model and prompt in full, so that any engine can answer it, whatever it remembers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
+
+if TYPE_CHECKING:
+    from llm_tt.lens.vocabulary import TokenTable
+    from llm_tt.models.transparent_llm import ModelInfo
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """A model of the configuration, as it is to be loaded. "auto" leaves a choice to the configuration."""
+
+    name: str
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class TraceKey:
+    """One prompt on one model."""
+
+    model: ModelKey
+    prompt: str
+
+
+@dataclass(frozen=True)
+class LoadModel:
+    """Load a model, prove that its parts add up, and tell its facts."""
+
+    model: ModelKey
+
+
+@dataclass(frozen=True)
+class ExplainPrediction:
+    """Routes to one target, with what the model predicts there. `target` may be negative, as in Python."""
+
+    trace: TraceKey
+    target: int = -1
+    threshold: float = DEFAULT_THRESHOLD
+    renormalize: bool = True
+    n_predictions: int = 10
+
+
+@dataclass(frozen=True)
+class InspectNode:
+    """What a point of the residual stream, an FFN block or a token embedding says. `node` as in `llm_tt.flow.graph`."""
+
+    trace: TraceKey
+    node: str
+    n_top: int = 30
+    n_effects: int = 15
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
+class InspectEdge:
+    """What flows from one node to the next, before any threshold. `key` is "attention", "residual" or "ffn"."""
+
+    trace: TraceKey
+    source: str
+    destination: str
+    key: EdgeKey
+
+
+Question = LoadModel | ExplainPrediction | InspectNode | InspectEdge
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFacts:
+    """A loaded model and how well its parts add up."""
+
+    info: ModelInfo
+    worst_identity_error: float
+    tolerance: float
+    load_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The answer to `ExplainPrediction`."""
+
+    trace: TraceKey
+    facts: ModelFacts
+    graph: FlowGraph
+    predictions: TokenTable
+    trace_seconds: float
+    """of the forward pass, when it ran"""
+    routes_seconds: float
+    trace_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class NodeReport:
+    """The answer to `InspectNode`."""
+
+    node: str
+    token_text: str
+    top: TokenTable | None
+    """None for an FFN block, which is a part of a representation and none itself"""
+    block: Literal["attention", "FFN"] | None
+    """the block whose output the effects below are; None for a token embedding"""
+    promoted: TokenTable | None
+    suppressed: TokenTable | None
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeReport:
+    """The answer to `InspectEdge`."""
+
+    source: str
+    destination: str
+    key: EdgeKey
+    contribution: float
+    """of the whole edge, neither cut nor renormalised"""
+    heads: tuple[tuple[int, float], ...]
+    """(head, contribution) by falling contribution; attention edges only"""
+
+
+Answer = ModelFacts | Explanation | NodeReport | EdgeReport

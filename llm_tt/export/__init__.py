@@ -1,0 +1,1 @@
+"""A graph becomes a file: JSON, GraphML, a standalone HTML page."""

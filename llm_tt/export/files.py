@@ -1,0 +1,122 @@
+"""`FlowGraph` -> text of a file in JSON, GraphML or HTML. Reads the graph alone; no model, no tensors.
+
+The JSON is documented in docs/graph-json.md.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from typing import Any
+
+import networkx as nx
+
+from llm_tt.flow.graph import Edge, EdgeKind, FlowGraph, Node
+
+JSON_FORMAT = "llm-tt-graph"
+JSON_VERSION = 1
+
+_COLOURS = {"attention": "#0072B2", "ffn": "#009E73", "residual": "#7f7f7f"}
+_SPACING = 110
+_EXTERNAL = re.compile(r'<(?:link|script)\b[^>]*(?:href|src)="https?://[^"]*"[^>]*?(?:/>|>(?:\s*</script>)?)', re.IGNORECASE)
+
+
+def to_json(graph: FlowGraph, model: str) -> str:
+    """The graph with everything needed to draw it again."""
+    return json.dumps(to_dict(graph, model), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+
+def to_dict(graph: FlowGraph, model: str) -> dict[str, Any]:
+    """The content of `to_json` as plain Python values."""
+    return {
+        "format": JSON_FORMAT,
+        "version": JSON_VERSION,
+        "model": model,
+        "tokens": [
+            {"position": position, "id": token_id, "text": text}
+            for position, (token_id, text) in enumerate(zip(graph.token_ids, graph.token_texts, strict=True))
+        ],
+        "n_layers": graph.n_layers,
+        "target": graph.target,
+        "threshold": graph.threshold,
+        "renormalized": graph.renormalized,
+        "edges": [_edge(edge) for edge in graph.edges()],
+    }
+
+
+def _edge(edge: Edge) -> dict[str, Any]:
+    source, destination = edge.ends
+    result: dict[str, Any] = {"from": source.name, "to": destination.name, "key": edge.kind.key, "weight": edge.weight}
+    if edge.kind is EdgeKind.ATTENTION:
+        result["heads"] = [{"head": head, "weight": weight} for head, weight in edge.heads.items()]
+    return result
+
+
+def to_graphml(graph: FlowGraph, model: str) -> str:
+    """GraphML, whose attributes are numbers and text: an edge's heads are JSON text."""
+    source = graph.to_networkx()
+    result = nx.MultiDiGraph(
+        model=model, target=graph.target, threshold=graph.threshold, renormalized=graph.renormalized, n_layers=graph.n_layers
+    )
+    for name, attributes in source.nodes(data=True):
+        result.add_node(name, **{**attributes, "text": _xml_text(attributes["text"])})
+    for tail, head, key, attributes in source.edges(keys=True, data=True):
+        heads = {"heads": json.dumps(attributes["heads"])} if "heads" in attributes else {}
+        result.add_edge(tail, head, key=key, weight=attributes["weight"], **heads)
+    return "\n".join(nx.generate_graphml(result)) + "\n"
+
+
+def _xml_text(text: str) -> str:
+    """Control characters, which XML cannot hold, as `\\x00`."""
+    return "".join(character if character >= " " or character in "\t\n\r" else f"\\x{ord(character):02x}" for character in text)
+
+
+def to_html(graph: FlowGraph, model: str) -> str:
+    """A page of its own that draws the graph with pyvis; works offline, token text is escaped."""
+    from pyvis.network import Network
+
+    network = Network(height="96vh", width="100%", directed=True, cdn_resources="in_line")
+    network.toggle_physics(False)
+    for name, attributes in graph.to_networkx().nodes(data=True):
+        node = Node.parse(name)
+        text = html.escape(_visible(attributes["text"]))
+        label = text if node.kind == "X" or node == graph.root else name
+        network.add_node(
+            name,
+            label=label,
+            title=f"{name}: {text}",
+            x=node.position * _SPACING,
+            y=-_height(node) * _SPACING,
+            shape="box" if node.kind == "M" else "dot",
+            size=9,
+            color=_COLOURS["ffn"] if node.kind == "M" else _COLOURS["residual"],
+        )
+    for edge in graph.edges():
+        source, destination = edge.ends
+        heads = ", ".join(f"head {head}: {weight:.3f}" for head, weight in edge.heads.items())
+        title = f"{source.name} to {destination.name}: {edge.weight:.3f}" + (f" ({heads})" if heads else "")
+        network.add_edge(
+            source.name,
+            destination.name,
+            value=edge.weight,
+            width=1 + 6 * math.sqrt(edge.weight),
+            title=title,
+            color=_COLOURS[edge.kind.key],
+        )
+    # pyvis links a style sheet and its scripts from elsewhere even when told to be self-contained.
+    page = _EXTERNAL.sub("", network.generate_html())
+    caption = f"{model}: routes to token {graph.target} at threshold {graph.threshold}"
+    return page.replace("<body>", f"<body><p style='font-family:sans-serif'>{html.escape(caption)}</p>", 1)
+
+
+def _height(node: Node) -> float:
+    """Rows from the bottom: token embeddings, then two residual points and the FFN between them for every layer."""
+    if node.kind == "X":
+        return 0
+    return 2 * node.layer + {"A": 1, "M": 1.5, "I": 2}[node.kind]
+
+
+def _visible(text: str) -> str:
+    return text.replace(" ", "\u00b7").replace("\n", "\u23ce")

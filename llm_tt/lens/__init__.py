@@ -1,0 +1,1 @@
+"""A vector of the residual stream becomes words."""

@@ -1,0 +1,120 @@
+"""Vectors of the residual stream, projected to the vocabulary: what a representation says, what a block's output promotes and suppresses.
+
+A representation is read as the last one would be (logit lens): through the final norm, if wanted, and the unembedding. The output of a block is a
+part of a representation; with the norm's scale frozen at the representation the norm is linear, so that the effects of all parts of a
+representation, and of the biases, add up to its logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from llm_tt.models.transparent_llm import Trace, TransparentLlm
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """Some tokens of the vocabulary with their scores, in the order of a ranking."""
+
+    token_ids: npt.NDArray[np.int64]
+    texts: tuple[str, ...]
+    scores: npt.NDArray[np.float32]
+    """logits, or effects on logits"""
+    probabilities: npt.NDArray[np.float32] | None = None
+    ranks: npt.NDArray[np.int64] | None = None
+    """1 is the highest score of the whole vocabulary"""
+    rank_changes: npt.NDArray[np.int64] | None = None
+    """how many ranks a token moved up against the representation before the block; negative when it fell"""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def logits(model: TransparentLlm, vectors: Tensor, normalize: bool = True) -> Tensor:
+    """[..., d] -> [..., V] float32: what the vectors would predict if they were the last representation.
+
+    Args:
+        normalize: apply the final norm first, as the model does.
+    """
+    return model.unembed(model.final_norm(vectors) if normalize else vectors).float()
+
+
+def effects(model: TransparentLlm, parts: Tensor, whole: Tensor, normalize: bool = True) -> Tensor:
+    """[..., d] -> [..., V] float32: what parts of a representation add to its logits, biases of norm and unembedding left out.
+
+    Args:
+        whole: the representation [d] that the parts belong to; its norm's scale is used for the parts.
+        normalize: as in `logits`; without it the parts are unembedded as they are.
+    """
+    parts = parts.float()
+    scaled = _norm_weight(model).to(parts.device) * _standardized(model, parts, whole.float()) if normalize else parts
+    nothing = model.unembed(torch.zeros_like(parts[..., :1, :] if parts.ndim > 1 else parts))
+    return (model.unembed(scaled) - nothing).float()
+
+
+def top_tokens(model: TransparentLlm, vector: Tensor, k: int, before: Tensor | None = None, normalize: bool = True) -> TokenTable:
+    """The k tokens that a representation [d] scores highest, with probabilities, and with rank changes against `before` [d], if given."""
+    scores = logits(model, vector[None], normalize)[0]
+    top = scores.topk(min(k, len(scores)))
+    changes = None
+    if before is not None:
+        old = logits(model, before[None], normalize)[0]
+        changes = _ranks(old, top.indices) - _ranks(scores, top.indices)
+    return TokenTable(
+        token_ids=top.indices.cpu().numpy(),
+        texts=tuple(model.texts(top.indices.tolist())),
+        scores=top.values.cpu().numpy(),
+        probabilities=scores.softmax(-1)[top.indices].cpu().numpy(),
+        ranks=_ranks(scores, top.indices).cpu().numpy(),
+        rank_changes=None if changes is None else changes.cpu().numpy(),
+    )
+
+
+def promoted_and_suppressed(
+    model: TransparentLlm, part: Tensor, whole: Tensor, k: int, normalize: bool = True
+) -> tuple[TokenTable, TokenTable]:
+    """The k tokens whose logits a part [d] of a representation [d] raises most, and the k that it lowers most."""
+    scores = effects(model, part[None], whole, normalize)[0]
+    k = min(k, len(scores))
+    return _table(model, *scores.topk(k)), _table(model, *scores.topk(k, largest=False))
+
+
+def predictions(trace: Trace, position: int, k: int) -> TokenTable:
+    """The model's own k first choices for the token after `position`.
+
+    Raises:
+        RequestError: no such position.
+    """
+    return top_tokens(trace.model, trace.blocks[-1].resid_post[trace.position(position)], k)
+
+
+def _table(model: TransparentLlm, scores: Tensor, token_ids: Tensor) -> TokenTable:
+    return TokenTable(token_ids.cpu().numpy(), tuple(model.texts(token_ids.tolist())), scores.cpu().numpy())
+
+
+def _ranks(scores: Tensor, token_ids: Sequence[int] | Tensor) -> Tensor:
+    return 1 + (scores > scores[token_ids][:, None]).sum(-1)
+
+
+def _standardized(model: TransparentLlm, parts: Tensor, whole: Tensor) -> Tensor:
+    """The final norm's standardisation, linear in the parts since its scale is that of the whole."""
+    eps = model.info.norm_eps
+    if model.info.norm == "rms":
+        return parts * (whole.square().mean(-1, keepdim=True) + eps).rsqrt()
+    centred = parts - parts.mean(-1, keepdim=True)
+    return centred * (whole.var(-1, correction=0, keepdim=True) + eps).rsqrt()
+
+
+def _norm_weight(model: TransparentLlm) -> Tensor:
+    """[d] the final norm's effective weight, read off its answer to a vector of +1 and -1 (families store it as w or as 1 + w)."""
+    probe = torch.ones(1, model.info.d_model)
+    probe[:, 1::2] = -1
+    bias = model.final_norm(torch.zeros_like(probe)).float()
+    answer = model.final_norm(probe).float() - bias
+    return (answer / _standardized(model, probe, probe).to(answer.device))[0]
