@@ -1,7 +1,7 @@
 """Token ids to display text. Splitting text into ids belongs to the tokenizer; nothing here knows a model.
 
 A display text is what one token adds to the string, exactly: " Mary" and "Mary" differ, a newline is a newline. A token that holds only
-part of a UTF-8 character is shown by its bytes, as `<0xE2><0x80>`. How spaces are drawn is left to the views.
+part of a UTF-8 character is shown by its bytes, as `<0xE2><0x80>`. Views pass it through `visible`, which draws spaces and newlines.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+_MARKS = {" ": "\u00b7", "\n": "\u23ce", "\r": "\u240d", "\t": "\u21e5"}
 _SENTENCEPIECE_SPACE = "\u2581"
 
 
@@ -64,3 +65,8 @@ def _decodes_bytes(tokenizer: Any) -> bool:
     if backend is None:
         return hasattr(tokenizer, "byte_decoder")
     return "ByteLevel" in json.dumps(json.loads(backend.to_str()).get("decoder"))
+
+
+def visible(text: str) -> str:
+    """Token text for a table cell or a plot: spaces, newlines and tabs as marks, so that " Mary" and "Mary" differ."""
+    return "".join(_MARKS.get(character, character) for character in text) or "\u2205"

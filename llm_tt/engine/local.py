@@ -5,6 +5,7 @@ Importing this module is cheap; the model libraries are imported when the first 
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -28,7 +29,7 @@ from llm_tt.engine.messages import (
     Question,
     TraceKey,
 )
-from llm_tt.errors import ModelError, RequestError
+from llm_tt.errors import ModelError, PromptError, RequestError
 from llm_tt.flow.graph import Node, entering
 from llm_tt.progress import Progress, silent
 
@@ -153,6 +154,16 @@ class LocalEngine:
     def is_loaded(self, model: ModelKey) -> bool:
         return model in self._models
 
+    def devices(self) -> list[str]:
+        """What a model can be asked to run on; asking does not import torch, so the list grows once a model is loaded."""
+        torch = sys.modules.get("torch")
+        found = ["auto", "cpu"]
+        if torch is not None and torch.cuda.is_available():
+            found += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        if torch is not None and torch.backends.mps.is_available():
+            found.append("mps")
+        return found
+
     def close(self) -> None:
         self._jobs.close()
 
@@ -184,7 +195,16 @@ class LocalEngine:
         self._traces.discard(lambda trace: trace.model not in self._models)
         return loaded
 
+    def _require_allowed(self, prompt: str) -> None:
+        """What the configuration says about prompts holds for every way in, not only for the page's text box."""
+        limit, demo_mode = self._config.max_user_string_length, self._config.demo_mode
+        if (demo_mode or (limit is not None and len(prompt) > limit)) and prompt not in self._config.prompts():
+            if demo_mode:
+                raise PromptError("This server shows prepared prompts only. Choose one of its examples.")
+            raise PromptError(f"The prompt has {len(prompt)} characters, but this server allows {limit}. Shorten it.")
+
     def _traced(self, key: TraceKey, progress: Progress) -> _Traced:
+        self._require_allowed(key.prompt)
         loaded = self._loaded(key.model, _part(progress, 0.0, _LOADING))
 
         def trace() -> _Traced:
@@ -197,12 +217,6 @@ class LocalEngine:
     # --- answers
 
     def _explain(self, question: ExplainPrediction, progress: Progress) -> Explanation:
-        limit = self._config.max_user_string_length
-        if limit is not None and len(question.trace.prompt) > limit and question.trace.prompt not in self._config.prompts():
-            raise RequestError(
-                f"The prompt has {len(question.trace.prompt)} characters; this server allows {limit}. "
-                f"Shorten it by {len(question.trace.prompt) - limit}."
-            )
         traced = self._traced(question.trace, progress)
 
         from llm_tt.flow.routes import extract_routes

@@ -14,6 +14,7 @@ from typing import Any
 import networkx as nx
 
 from llm_tt.flow.graph import Edge, EdgeKind, FlowGraph, Node
+from llm_tt.text import visible
 
 JSON_FORMAT = "llm-tt-graph"
 JSON_VERSION = 1
@@ -81,7 +82,7 @@ def to_html(graph: FlowGraph, model: str) -> str:
     network.toggle_physics(False)
     for name, attributes in graph.to_networkx().nodes(data=True):
         node = Node.parse(name)
-        text = html.escape(_visible(attributes["text"]))
+        text = html.escape(visible(attributes["text"]))
         label = text if node.kind == "X" or node == graph.root else name
         network.add_node(
             name,
@@ -116,7 +117,3 @@ def _height(node: Node) -> float:
     if node.kind == "X":
         return 0
     return 2 * node.layer + {"A": 1, "M": 1.5, "I": 2}[node.kind]
-
-
-def _visible(text: str) -> str:
-    return text.replace(" ", "\u00b7").replace("\n", "\u23ce")

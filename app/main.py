@@ -1,0 +1,42 @@
+"""Entry point: `streamlit run app/main.py -- config/local.json`. Chooses configuration and page; what pages show is in `app/pages`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    # Streamlit puts the script's folder on the path; the packages `app` and `llm_tt` lie one above.
+    sys.path.insert(0, str(ROOT))
+
+from app import session  # noqa: E402
+from app.pages import explore  # noqa: E402
+from llm_tt.errors import LlmTtError  # noqa: E402
+
+st.set_page_config(page_title="llm-tt", page_icon=":material/account_tree:", layout="wide", initial_sidebar_state="expanded")
+
+
+# Streamlit leaves a quarter of a laptop's screen empty above and beside the page.
+_STYLE = """<style>
+[data-testid="stMainBlockContainer"] { padding: 2.75rem 2rem 1.5rem; }
+[data-testid="stSidebarUserContent"] { padding-bottom: 2rem; }
+</style>"""
+
+
+def main() -> None:
+    st.html(_STYLE)
+    file = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "config" / "local.json"
+    try:
+        service = session.service(file)
+    except LlmTtError as error:
+        st.error(str(error), icon=":material/error:")
+        st.caption("Correct the file and reload this page. The configuration is described in docs/configuration.md.")
+        return
+    # Pages are named here: otherwise Streamlit makes one of every file in `pages`.
+    st.navigation([st.Page(lambda: explore.show(service), title="Explore", url_path="explore", default=True)], position="hidden").run()
+
+
+main()

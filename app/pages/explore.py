@@ -1,0 +1,65 @@
+"""The Explore page: one prompt, one prediction, its routes. Lays out the panels; what they show is theirs."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import session
+from app.panels import graph, inspector, predictions, sidebar
+from app.session import Conversation, Service
+from llm_tt.engine.messages import ExplainPrediction, TraceKey
+
+_POLL_SECONDS = 0.4
+
+
+def show(service: Service) -> None:
+    choices = sidebar.show(service)
+    if choices.model is None:
+        st.info("Choose a model in the sidebar to begin.", icon=":material/arrow_back:")
+        return
+    if not choices.prompt.strip():
+        st.info("The prompt is empty. Type some text in the sidebar, or choose an example.", icon=":material/arrow_back:")
+        return
+    trace = TraceKey(choices.model, choices.prompt)
+    if st.session_state.get("trace") != trace:
+        st.session_state.trace = trace
+        graph.forget_position()
+    question = ExplainPrediction(trace, st.session_state.get("target", -1), choices.threshold, choices.renormalize)
+    conversation = session.conversation()
+    conversation.ask(service.engine, question)
+    _progress(service, conversation)
+    if conversation.answer is None:
+        return
+    explanation = conversation.answer
+    left, right = st.columns([2, 1], gap="medium")
+    with left:
+        graph.show(explanation)
+    with right:
+        predictions.show(explanation)
+        inspector.show(service, explanation, st.session_state.get("selection"))
+    sidebar.show_facts(explanation.facts)
+
+
+def _progress(service: Service, conversation: Conversation) -> None:
+    """Where the current question is, if it has no answer yet."""
+    if conversation.phase == "working":
+        _watch(service, conversation)
+    elif conversation.phase in ("failed", "cancelled"):
+        show_message = st.error if conversation.phase == "failed" else st.info
+        show_message(conversation.message, icon=":material/error:" if conversation.phase == "failed" else ":material/block:")
+        if st.button("Run again", icon=":material/refresh:", help="Ask the same question once more."):
+            conversation.again()
+            st.rerun()
+
+
+@st.fragment(run_every=_POLL_SECONDS)
+def _watch(service: Service, conversation: Conversation) -> None:
+    conversation.look(service.engine)
+    if conversation.phase != "working" or conversation.job is None:
+        st.rerun()
+    status = service.engine.status(conversation.job)
+    waiting = f" · {status.position} before you" if status.position else ""
+    bar, button = st.columns([6, 1], vertical_alignment="center")
+    bar.progress(status.fraction, text=f"{status.stage}{waiting} · {status.seconds:.0f} s")
+    if button.button("Cancel", icon=":material/close:", help="Stop after the current layer.", key="cancel"):
+        service.engine.cancel(conversation.job)
