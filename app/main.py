@@ -16,12 +16,13 @@ from app import session  # noqa: E402
 from app.pages import explore  # noqa: E402
 from llm_tt.errors import LlmTtError  # noqa: E402
 
-st.set_page_config(page_title="llm-tt", page_icon=":material/account_tree:", layout="wide", initial_sidebar_state="expanded")
+st.set_page_config(page_title="llm-tt", page_icon=str(ROOT / "app" / "icon.png"), layout="wide", initial_sidebar_state="expanded")
 
 
 # Streamlit leaves a quarter of a laptop's screen empty above and beside the page.
 _STYLE = """<style>
 [data-testid="stMainBlockContainer"] { padding: 2.75rem 2rem 1.5rem; }
+[data-testid="stSidebarHeader"] { height: 2.5rem; margin-bottom: 0; }
 [data-testid="stSidebarUserContent"] { padding-bottom: 2rem; }
 </style>"""
 

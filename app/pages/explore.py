@@ -33,7 +33,7 @@ def show(service: Service) -> None:
     explanation = conversation.answer
     left, right = st.columns([2, 1], gap="medium")
     with left:
-        graph.show(explanation)
+        graph.show(explanation, service.config.debug)
     with right:
         predictions.show(explanation)
         inspector.show(service, explanation, st.session_state.get("selection"))

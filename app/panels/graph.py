@@ -14,12 +14,12 @@ from llm_tt.engine.messages import Explanation, TraceKey
 from llm_tt.export import files
 
 KEY = "graph"
-HEIGHT = 640
+HEIGHT = 720
 _VERSION = 1
 
 
-def show(explanation: Explanation) -> None:
-    """Draw the graph and offer it as a file."""
+def show(explanation: Explanation, debug: bool) -> None:
+    """Draw the graph and offer it as a file; with `debug`, say what it cost."""
     flow_graph(
         _frame(explanation, st.session_state.get("selection")),
         key=KEY,
@@ -29,10 +29,7 @@ def show(explanation: Explanation) -> None:
     )
     graph = explanation.graph
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(
-            f"{graph.n_edges} edges · {graph.n_tokens} tokens · forward pass {explanation.trace_seconds:.2f} s · "
-            f"routes {explanation.routes_seconds * 1000:.0f} ms"
-        )
+        st.caption(_summary(explanation, debug))
         st.space("stretch")
         st.download_button(
             "JSON",
@@ -43,6 +40,16 @@ def show(explanation: Explanation) -> None:
             on_click="ignore",
             help="The graph as a file: tokens, edges, heads and their contributions (docs/graph-json.md).",
         )
+
+
+def _summary(explanation: Explanation, debug: bool) -> str:
+    summary = f"{explanation.graph.n_tokens} tokens · {explanation.graph.n_edges} edges"
+    if not debug:
+        return summary
+    return (
+        f"{summary} · model loaded in {explanation.facts.load_seconds:.1f} s · forward pass {explanation.trace_seconds * 1000:.0f} ms · "
+        f"routes {explanation.routes_seconds * 1000:.1f} ms · trace {explanation.trace_bytes / 2**20:.1f} MB"
+    )
 
 
 def forget_position() -> None:

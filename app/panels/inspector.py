@@ -11,7 +11,7 @@ import streamlit as st
 from app.session import Service
 from llm_tt.engine.messages import EdgeReport, Explanation, InspectEdge, InspectNode, NodeReport
 from llm_tt.errors import LlmTtError
-from llm_tt.flow.graph import FlowGraph, Node
+from llm_tt.flow.graph import Edge, FlowGraph, Node
 from llm_tt.lens.vocabulary import TokenTable
 from llm_tt.text import visible
 
@@ -85,10 +85,10 @@ def _node(graph: FlowGraph, report: NodeReport) -> None:
 
 def _top_tokens(top: TokenTable, block: str | None) -> None:
     columns: dict[str, Any] = {
+        "rank": top.ranks,
         "token": [visible(text) for text in top.texts],
         "score": top.scores,
         "probability": top.probabilities,
-        "rank": top.ranks,
     }
     if top.rank_changes is not None:
         columns["moved"] = top.rank_changes
@@ -97,12 +97,14 @@ def _top_tokens(top: TokenTable, block: str | None) -> None:
         hide_index=True,
         height=340,
         column_config={
+            "rank": st.column_config.NumberColumn("#", width=36, help="Rank; 1 is the highest score of the vocabulary."),
             "token": st.column_config.TextColumn("token", help="A dot is a space, as in ·Mary."),
-            "score": st.column_config.NumberColumn("score", format="%.2f", help="Logit, if this were the last layer."),
-            "probability": st.column_config.ProgressColumn("p", min_value=0, max_value=1, format="%.3f", help="Softmax of the scores."),
-            "rank": st.column_config.NumberColumn("rank", help="1 is the highest score of the vocabulary."),
+            "score": st.column_config.NumberColumn("score", width=58, format="%.2f", help="Logit, if this were the last layer."),
+            "probability": st.column_config.ProgressColumn(
+                "p", width=100, min_value=0, max_value=1, format="%.3f", help="Softmax of the scores."
+            ),
             "moved": st.column_config.NumberColumn(
-                "moved", format="%+d", help=f"Ranks gained (+) or lost (-) against the representation before the {block} block."
+                "moved", width=58, format="%+d", help=f"Ranks gained (+) or lost (-) against the representation before the {block} block."
             ),
         },
     )
@@ -125,29 +127,24 @@ def _edge(graph: FlowGraph, report: EdgeReport) -> None:
     _title(graph.token_texts[source.position], source.position, _KINDS[source.kind].format(layer=source.layer))
     st.markdown(":material/arrow_downward:")
     _title(graph.token_texts[destination.position], destination.position, _KINDS[destination.kind].format(layer=destination.layer))
-    drawn = {
-        head: weight
-        for edge in graph.edges()
-        if edge.kind.key == report.key and (edge.ends[0].name, edge.ends[1].name) == (report.source, report.destination)
-        for head, weight in ({-1: edge.weight} | dict(edge.heads)).items()
-    }
-    st.markdown(
-        f"**{report.key} edge** · contribution **{report.contribution:.3f}**"
-        + (f" · drawn as **{drawn[-1]:.3f}**" if -1 in drawn else " · below the threshold, not drawn")
+    edge = next(
+        (edge for edge in graph.edges() if edge.kind.key == report.key and _names(edge) == (report.source, report.destination)), None
     )
+    st.markdown(f"**{report.key} edge** · contribution **{report.contribution:.3f}** · {_how_drawn(graph, edge, report)}")
     if not report.heads:
         return
     table = pd.DataFrame(
         {
             "head": [f"L{destination.layer} H{head}" for head, _ in report.heads],
             "contribution": [contribution for _, contribution in report.heads],
-            "drawn": [drawn.get(head) for head, _ in report.heads],
+            "drawn": [edge.heads.get(head) if edge else None for head, _ in report.heads],
         }
     )
     st.dataframe(
         table,
         hide_index=True,
-        height=min(340, 36 * (len(table) + 1)),
+        height="auto",
+        placeholder="",
         column_config={
             "head": st.column_config.TextColumn("head", help="Layer and head."),
             "contribution": st.column_config.ProgressColumn(
@@ -158,6 +155,18 @@ def _edge(graph: FlowGraph, report: EdgeReport) -> None:
             ),
         },
     )
+
+
+def _names(edge: Edge) -> tuple[str, str]:
+    source, destination = edge.ends
+    return source.name, destination.name
+
+
+def _how_drawn(graph: FlowGraph, edge: Edge | None, report: EdgeReport) -> str:
+    if edge is not None:
+        return f"drawn as **{edge.weight:.3f}**"
+    strongest = max((contribution for _, contribution in report.heads), default=report.contribution)
+    return "not drawn: below the threshold" if strongest <= graph.threshold else "not drawn: not on the routes to this target"
 
 
 def _title(text: str, position: int, place: str) -> None:

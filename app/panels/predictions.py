@@ -17,7 +17,7 @@ def show(explanation: Explanation) -> None:
     st.dataframe(
         table,
         hide_index=True,
-        height=178,
+        height=213,
         column_config={
             "token": st.column_config.TextColumn("next token", help="A dot is a space, as in ·Mary."),
             "probability": st.column_config.ProgressColumn(

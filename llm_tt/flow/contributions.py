@@ -10,8 +10,8 @@ sum of small terms, ||x||_1 - ||x - p||_1 = sum_k min(q_k, 2|x_k| - q_k), which 
 
     sum_k q_k  -  2 sum_k max(0, |p_k| - |x_k|)  <=  ||x||_1 - ||x - p||_1  <=  sum_k q_k.
 
-For attention parts p = alpha * u the upper bound is alpha * (u . s), one matrix product for all sources, heads and positions: where it is not
-positive the proximity is zero, and where the two bounds agree it is the proximity. Only the rest is summed element by element.
+For attention parts p = alpha * v @ W_O the upper bound is alpha * v . (W_O @ s), two small matrix products for all sources, heads and positions:
+where it is not positive the proximity is zero, and where the two bounds agree it is the proximity. Only the rest is summed element by element.
 All arithmetic is float32.
 """
 
@@ -34,9 +34,7 @@ _BOUND_AGREEMENT = 1e-6
 """Relative distance of the two bounds at which the upper one is taken for the proximity"""
 _NEGLIGIBLE_TOTAL = 1e-7
 """Parts that all together have less than this share of their node may be off by it"""
-_UNIT_BYTES = 64 * 2**20
-"""Value-output vectors are computed for as many heads at a time as fit into this"""
-_ROWS = 512
+_ROWS = 256
 """Parts summed element by element at a time: a few hundred rows of d floats stay in a core's cache"""
 
 
@@ -112,7 +110,8 @@ def neuron_contributions(trace: Trace, layer: int, position: int) -> Tensor:
         activations = model.neuron_activations(layer, mid)[0]
         weight, _ = model.neuron_output(layer)
         whole = whole.to(weight.device)
-        neurons = scaled_proximity(weight, activations.to(weight.device), whole)
+        every = torch.arange(len(weight), device=weight.device)
+        neurons = scaled_proximity(weight, activations.to(weight.device), whole[None], every, torch.zeros_like(every))
         total = neurons.sum() + proximity(mid[0].float().to(weight.device), whole)
         return (neurons / total if total > 0 else torch.zeros_like(neurons)).cpu()
 
@@ -123,18 +122,18 @@ def proximity(parts: Tensor, whole: Tensor) -> Tensor:
     return torch.minimum(aligned, 2 * whole.abs() - aligned).sum(-1).clamp_min(0)
 
 
-def scaled_proximity(units: Tensor, scales: Tensor, whole: Tensor, index: Tensor | None = None) -> Tensor:
-    """proximity(scales[n] * units[n], whole), a cache-sized piece at a time.
+def scaled_proximity(units: Tensor, scales: Tensor, wholes: Tensor, unit: Tensor, whole: Tensor) -> Tensor:
+    """proximity(scales[n] * units[unit[n]], wholes[whole[n]]) for n = 0 .. N-1, a cache-sized piece at a time.
 
-    units: [M, d]; scales: [n]; whole: [d]; index: [n] rows of units that are meant, all of them for None. Returns [n].
+    units: [*, d]; wholes: [*, d]; scales: [N]; unit, whole: [N] row numbers. Returns [N].
     """
-    sign, limit = whole.sign(), 2 * whole.abs()
+    signs, limits = wholes.sign(), 2 * wholes.abs()
     result = torch.empty_like(scales)
     for start in range(0, len(scales), _ROWS):
         piece = slice(start, start + _ROWS)
-        aligned = (units[piece] if index is None else units[index[piece]]) * sign
+        aligned = units[unit[piece]] * signs[whole[piece]]
         aligned *= scales[piece, None]
-        result[piece] = torch.minimum(aligned, limit - aligned).sum(-1)
+        result[piece] = torch.minimum(aligned, limits[whole[piece]] - aligned).sum(-1)
     return result.clamp_min_(0)
 
 
@@ -227,29 +226,28 @@ def _edge_proximities(alpha: Tensor, values: Tensor, weight: Tensor, whole: Tens
     """Proximities of the parts alpha[h, p, j] * values[h, j] @ weight[h] to whole[p].
 
     alpha: [H, P, J]; values: [K, J, E]; weight: [H, E, d]; whole: [P, d]; residual: [P], a lower bound of each node's total.
-    Returns [P, J, H].
+    Returns [P, J, H]. Vectors of width d are made only for the sources, head by head, whose bounds leave a proximity open.
     """
-    n_heads, n_positions, n_sources = alpha.shape
-    group = n_heads // values.shape[0]
-    result = torch.empty(n_positions, n_sources, n_heads, device=whole.device)
-    negligible = _NEGLIGIBLE_TOTAL * residual / (n_heads * n_sources)
+    n_heads, _, n_sources = alpha.shape
+    values = values.float().repeat_interleave(n_heads // values.shape[0], dim=0)
+    aligned_values = torch.einsum("pd,hed->hpe", whole.sign(), weight)
+    upper = alpha * (aligned_values @ values.transpose(1, 2))
+    # By Cauchy and Schwarz no entry of values @ weight is larger than this.
+    largest = values.norm(dim=-1) * weight.norm(dim=1).amax(-1)[:, None]
     overshoot = _Overshoot(whole)
-    heads_at_a_time = max(1, _UNIT_BYTES // (n_sources * whole.shape[-1] * 4))
-    for start in range(0, n_heads, heads_at_a_time):
-        heads = range(start, min(start + heads_at_a_time, n_heads))
-        value_heads = [head // group for head in heads]
-        units = values[value_heads].float() @ weight[heads.start : heads.stop]
-        chunk = alpha[heads.start : heads.stop].transpose(0, 1).contiguous()
-        upper = chunk * (units @ whole.sign().T).permute(2, 0, 1).contiguous()
-        gap = overshoot(chunk * units.abs().amax(-1))
-        undecided = (upper > negligible[:, None, None]) & (gap > _BOUND_AGREEMENT * upper)
-        upper.clamp_min_(0)
-        flat = units.flatten(0, 1)
-        for index in range(n_positions):
-            rows = undecided[index].flatten().nonzero()[:, 0]
-            upper[index].view(-1)[rows] = scaled_proximity(flat, chunk[index].reshape(-1)[rows], whole[index], rows)
-        result[:, :, heads.start : heads.stop] = upper.transpose(1, 2)
-    return result
+    negligible = _NEGLIGIBLE_TOTAL * residual / (n_heads * n_sources)
+    undecided = (upper > negligible[:, None]) & (overshoot(alpha * largest[:, None]) > _BOUND_AGREEMENT * upper)
+    result = upper.clamp_min(0)
+    for head in range(n_heads):
+        sources = undecided[head].any(0).nonzero()[:, 0]
+        if not len(sources):
+            continue
+        units = values[head, sources] @ weight[head]
+        scales = alpha[head][:, sources]
+        gap = overshoot((scales * units.abs().amax(-1))[None])[0]
+        whole_index, unit = (undecided[head][:, sources] & (gap > _BOUND_AGREEMENT * upper[head][:, sources])).nonzero(as_tuple=True)
+        result[head, whole_index, sources[unit]] = scaled_proximity(units, scales[whole_index, unit], whole, unit, whole_index)
+    return result.permute(1, 2, 0)
 
 
 class _Overshoot:
@@ -261,7 +259,8 @@ class _Overshoot:
         self._sums = torch.cat([zero, self._sizes.cumsum(-1)], -1)
 
     def __call__(self, largest: Tensor) -> Tensor:
-        """largest: [P, ...] -> bound of the same shape."""
-        flat = largest.flatten(1).contiguous()
+        """largest: [H, P, J] upper bounds of max_k |p_k| -> bounds of the distance, of the same shape."""
+        flat = largest.transpose(0, 1).flatten(1).contiguous()
         below = torch.searchsorted(self._sizes, flat)
-        return (2 * (below * flat - self._sums.gather(1, below))).view_as(largest)
+        bound = 2 * (below * flat - self._sums.gather(1, below))
+        return bound.view(largest.shape[1], largest.shape[0], -1).transpose(0, 1)

@@ -21,7 +21,7 @@ from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, Mo
 from llm_tt.progress import Progress, silent
 from llm_tt.text import TokenTexts
 
-_PATTERN_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+_PATTERN_TOLERANCE = 1e-5
 
 
 class BridgeLlm(TransparentLlm):
@@ -171,9 +171,12 @@ class BridgeLlm(TransparentLlm):
     def pattern(self, layer: int, probabilities: Tensor, queries: Tensor, keys: Tensor) -> AttentionPattern:
         """The smaller form that is right: rows recomputed from q and k when a middle and the last row prove equal, else the pattern itself.
 
+        In half precision the model rounds its scores, so that only the pattern itself is what it used.
+
         probabilities: [H, T, T]; queries: [T, H, E]; keys: [T, K, E].
         """
-        if queries.numel() + keys.numel() < probabilities.numel():
+        is_smaller = queries.numel() + keys.numel() < probabilities.numel()
+        if is_smaller and probabilities.dtype == torch.float32:
             recomputed = RecomputedPattern(
                 queries.transpose(0, 1).contiguous(),
                 keys.transpose(0, 1).contiguous(),
@@ -182,7 +185,7 @@ class BridgeLlm(TransparentLlm):
             )
             probe = [len(queries) // 2, len(queries) - 1]
             error = (recomputed.rows(probe) - probabilities[:, probe].float()).abs().max()
-            if error <= _PATTERN_TOLERANCE[self.info.torch_dtype]:
+            if error <= _PATTERN_TOLERANCE:
                 return recomputed
         return StoredPattern(probabilities)
 
