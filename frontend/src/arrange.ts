@@ -1,0 +1,43 @@
+// How the canvas is divided for a graph: margins for labels, proportions of the grid. Pure arithmetic on sizes.
+
+import { labelMargin, labelMode, type LabelMode } from "./labels";
+import type { Grid } from "./layout";
+import { columnPixels, fitGrid, fitTransform, type Plot } from "./view";
+
+export const LEFT_MARGIN = 38;
+export const RIGHT_MARGIN = 14;
+export const TOP_MARGIN = 42;
+const MIN_PLOT = 20;
+
+export interface Arrangement {
+  plot: Plot;
+  grid: Grid;
+  mode: LabelMode;
+}
+
+/** The room that is left for the graph itself when labels are written this way. */
+export function plotFor(width: number, height: number, mode: LabelMode, labelWidths: Float32Array): Plot {
+  return {
+    left: LEFT_MARGIN,
+    top: TOP_MARGIN,
+    width: Math.max(MIN_PLOT, width - LEFT_MARGIN - RIGHT_MARGIN),
+    height: Math.max(MIN_PLOT, height - TOP_MARGIN - labelMargin(mode, labelWidths)),
+  };
+}
+
+/** Fills the canvas: labels are level if they fit between the columns that this leaves, else tilted. */
+export function arrange(
+  width: number,
+  height: number,
+  nTokens: number,
+  nLayers: number,
+  labelWidths: Float32Array,
+): Arrangement {
+  const arranged = (mode: LabelMode): Arrangement => {
+    const plot = plotFor(width, height, mode, labelWidths);
+    return { plot, grid: fitGrid(nTokens, nLayers, plot), mode };
+  };
+  const level = arranged("level");
+  const mode = labelMode(labelWidths, columnPixels(fitTransform(level.grid, level.plot)));
+  return mode === "level" ? level : arranged(mode);
+}

@@ -1,0 +1,150 @@
+// A decoded frame as a graph: which nodes its edges join, what lies on the routes, and finding an edge by name.
+// No coordinates: those are in `layout.ts`.
+
+import type { Frame, FrameArrays, FrameHeader } from "./frame";
+import { nodeFromId, nodeId, nodeName, slotCount, type NodeRef } from "./names";
+import type { EdgeKey, EdgeSelection } from "./selection";
+
+export const ATTENTION = 0;
+export const RESIDUAL_TO_A = 1;
+export const INTO_FFN = 2;
+export const OUT_OF_FFN = 3;
+export const RESIDUAL_TO_I = 4;
+
+const KEYS: readonly EdgeKey[] = ["attention", "residual", "ffn", "ffn", "residual"];
+
+export interface Graph {
+  header: FrameHeader;
+  arrays: FrameArrays;
+  nEdges: number;
+  nLayers: number;
+  nTokens: number;
+  /** Node ids (see `names.ts`) of each edge's two ends. */
+  from: Uint32Array;
+  to: Uint32Array;
+  /** Edge indices, strongest first. */
+  byWeight: Uint32Array;
+  /** Ids of the nodes that an edge reaches, and the target's last node. */
+  routeNodes: Uint32Array;
+  isRouteNode: Uint8Array;
+  isRouteColumn: Uint8Array;
+  targetNode: number;
+}
+
+export function buildGraph({ header, arrays }: Frame): Graph {
+  const nEdges = arrays.kind.length;
+  const nLayers = header.n_layers;
+  const nTokens = header.tokens.length;
+  const from = new Uint32Array(nEdges);
+  const to = new Uint32Array(nEdges);
+  const isRouteNode = new Uint8Array(nTokens * slotCount(nLayers));
+  const isRouteColumn = new Uint8Array(nTokens);
+  const targetNode = nodeId({ kind: "I", layer: nLayers - 1, position: header.target }, nLayers);
+  isRouteNode[targetNode] = 1;
+  isRouteColumn[header.target] = 1;
+  for (let edge = 0; edge < nEdges; edge++) {
+    const [source, destination] = endpoints(arrays, edge);
+    from[edge] = nodeId(source, nLayers);
+    to[edge] = nodeId(destination, nLayers);
+    isRouteNode[from[edge]] = isRouteNode[to[edge]] = 1;
+    isRouteColumn[source.position] = isRouteColumn[destination.position] = 1;
+  }
+  const routeNodes: number[] = [];
+  isRouteNode.forEach((flag, id) => {
+    if (flag) routeNodes.push(id);
+  });
+  const byWeight = Uint32Array.from({ length: nEdges }, (_, edge) => edge);
+  byWeight.sort((a, b) => arrays.weight[b] - arrays.weight[a]);
+  return {
+    header,
+    arrays,
+    nEdges,
+    nLayers,
+    nTokens,
+    from,
+    to,
+    byWeight,
+    routeNodes: Uint32Array.from(routeNodes),
+    isRouteNode,
+    isRouteColumn,
+    targetNode,
+  };
+}
+
+function endpoints(arrays: FrameArrays, edge: number): [NodeRef, NodeRef] {
+  const layer = arrays.layer[edge];
+  const position = arrays.destination[edge];
+  switch (arrays.kind[edge]) {
+    case INTO_FFN:
+      return [
+        { kind: "A", layer, position },
+        { kind: "M", layer, position },
+      ];
+    case OUT_OF_FFN:
+      return [
+        { kind: "M", layer, position },
+        { kind: "I", layer, position },
+      ];
+    case RESIDUAL_TO_I:
+      return [
+        { kind: "A", layer, position },
+        { kind: "I", layer, position },
+      ];
+    default:
+      return [below(layer, arrays.source[edge]), { kind: "A", layer, position }];
+  }
+}
+
+/** What layer `layer` reads at a position: the layer below, or the embedding. */
+function below(layer: number, position: number): NodeRef {
+  return layer === 0 ? { kind: "X", layer: 0, position } : { kind: "I", layer: layer - 1, position };
+}
+
+export function edgeKey(graph: Graph, edge: number): EdgeKey {
+  return KEYS[graph.arrays.kind[edge]];
+}
+
+export function edgeSelection(graph: Graph, edge: number): EdgeSelection {
+  const name = (id: number) => nodeName(nodeFromId(id, graph.nLayers));
+  return { type: "edge", key: edgeKey(graph, edge), from: name(graph.from[edge]), to: name(graph.to[edge]) };
+}
+
+/** The index of the edge of that name, or -1 when it is not drawn at this threshold. */
+export function findEdge(graph: Graph, wanted: EdgeSelection): number {
+  for (let edge = 0; edge < graph.nEdges; edge++) {
+    if (edgeKey(graph, edge) !== wanted.key) continue;
+    const { from, to } = edgeSelection(graph, edge);
+    if (from === wanted.from && to === wanted.to) return edge;
+  }
+  return -1;
+}
+
+/** Edges into a node, strongest first. */
+export function incomingEdges(graph: Graph, node: number): number[] {
+  return edgesWith(graph, graph.to, node);
+}
+
+/** Edges out of a node, strongest first. */
+export function outgoingEdges(graph: Graph, node: number): number[] {
+  return edgesWith(graph, graph.from, node);
+}
+
+function edgesWith(graph: Graph, ends: Uint32Array, node: number): number[] {
+  const found: number[] = [];
+  for (let edge = 0; edge < graph.nEdges; edge++) if (ends[edge] === node) found.push(edge);
+  return found.sort((a, b) => graph.arrays.weight[b] - graph.arrays.weight[a]);
+}
+
+export interface HeadShare {
+  head: number;
+  weight: number;
+}
+
+/** The heads of an attention edge, as sent: by falling contribution. */
+export function edgeHeads({ arrays }: Graph, edge: number): HeadShare[] {
+  const heads: HeadShare[] = [];
+  for (let i = arrays.heads_start[edge]; i < arrays.heads_start[edge + 1]; i++) {
+    heads.push({ head: arrays.head[i], weight: arrays.head_weight[i] });
+  }
+  return heads;
+}

@@ -1,0 +1,103 @@
+// Paints edges: many at once in classes of weight, or a single one with emphasis.
+
+import { edgeKey, RESIDUAL_TO_A, RESIDUAL_TO_I } from "../graph";
+import { edgeCurve, newCurve, nodeRow, type Curve } from "../layout";
+import { classWeight, edgeOpacity, edgeWidth, weightClass, WEIGHT_CLASSES } from "../scale";
+import type { EdgeKey } from "../selection";
+import { toWorld, visibleColumns, type Transform } from "../view";
+import { isFar, strokeScale, type Scene } from "./scene";
+
+/** How many edges of a kind are painted at most, strongest first, so that a pan stays smooth. */
+const MOST_NEAR: Record<EdgeKey, number> = { attention: 4000, residual: 2500, ffn: 2500 };
+const MOST_FAR: Record<EdgeKey, number> = { attention: 1200, residual: 2000, ffn: 0 };
+const KEYS: readonly EdgeKey[] = ["residual", "ffn", "attention"];
+
+export interface PaintedEdges {
+  count: number;
+  /** Edges of a kind that are weaker than this were left out. */
+  weakest: Record<EdgeKey, number>;
+}
+
+export const ALL_PAINTED: PaintedEdges = { count: 0, weakest: { attention: 0, residual: 0, ffn: 0 } };
+
+const curve = newCurve();
+
+export function paintEdges(context: CanvasRenderingContext2D, scene: Scene): PaintedEdges {
+  const { graph, grid, transform, theme } = scene;
+  const { edges, weakest } = edgesInView(scene, isFar(scene) ? MOST_FAR : MOST_NEAR);
+  const buckets = Array.from({ length: WEIGHT_CLASSES * KEYS.length }, (): number[] => []);
+  for (const edge of edges) {
+    const rank = weightClass(graph.arrays.weight[edge]) * KEYS.length + KEYS.indexOf(edgeKey(graph, edge));
+    buckets[rank].push(edge);
+  }
+  context.lineCap = "butt";
+  const scale = strokeScale(scene);
+  buckets.forEach((bucket, rank) => {
+    if (bucket.length === 0) return;
+    const weight = classWeight(Math.floor(rank / KEYS.length));
+    context.strokeStyle = theme.edge[KEYS[rank % KEYS.length]];
+    context.globalAlpha = edgeOpacity(weight);
+    context.lineWidth = edgeWidth(weight) * scale;
+    context.beginPath();
+    for (const edge of bucket) {
+      edgeCurve(grid, graph, edge, curve);
+      tracePath(context, transform, curve, isStraight(graph.arrays.kind[edge]));
+    }
+    context.stroke();
+  });
+  context.globalAlpha = 1;
+  return { count: edges.length, weakest };
+}
+
+/** Paints one edge over the others. */
+export function strokeEdge(
+  context: CanvasRenderingContext2D,
+  scene: Scene,
+  edge: number,
+  color: string,
+  extra: number,
+) {
+  const { graph, grid, transform } = scene;
+  edgeCurve(grid, graph, edge, curve);
+  context.strokeStyle = color;
+  context.lineWidth = edgeWidth(graph.arrays.weight[edge]) * strokeScale(scene) + extra;
+  context.beginPath();
+  tracePath(context, transform, curve, isStraight(graph.arrays.kind[edge]));
+  context.stroke();
+}
+
+function isStraight(kind: number): boolean {
+  return kind === RESIDUAL_TO_A || kind === RESIDUAL_TO_I;
+}
+
+function tracePath(context: CanvasRenderingContext2D, { k, x, y }: Transform, c: Curve, straight: boolean) {
+  context.moveTo(c[0] * k + x, c[1] * k + y);
+  if (straight) context.lineTo(c[6] * k + x, c[7] * k + y);
+  else context.bezierCurveTo(c[2] * k + x, c[3] * k + y, c[4] * k + x, c[5] * k + y, c[6] * k + x, c[7] * k + y);
+}
+
+/** The edges that touch the plot, up to so many of a kind. */
+function edgesInView({ graph, grid, transform, plot }: Scene, most: Record<EdgeKey, number>) {
+  const { source, destination, layer, weight } = graph.arrays;
+  const [first, last] = visibleColumns(transform, grid, plot);
+  const topRow = -toWorld(transform, { x: 0, y: plot.top }).y / grid.rowHeight;
+  const bottomRow = -toWorld(transform, { x: 0, y: plot.top + plot.height }).y / grid.rowHeight;
+  const edges: number[] = [];
+  const left = { ...most };
+  const weakest = { ...ALL_PAINTED.weakest };
+  for (const edge of graph.byWeight) {
+    // One column of slack: FFN blocks and self-attention stand out to the side.
+    const from = Math.min(source[edge], destination[edge]) - 1;
+    const to = Math.max(source[edge], destination[edge]) + 1;
+    if (to < first || from > last) continue;
+    if (nodeRow("I", layer[edge]) < bottomRow || nodeRow("A", layer[edge]) - 1 > topRow) continue;
+    const key = edgeKey(graph, edge);
+    if (left[key] > 0) {
+      left[key] -= 1;
+      edges.push(edge);
+    } else if (weakest[key] === 0) {
+      weakest[key] = most[key] === 0 ? Infinity : weight[edge];
+    }
+  }
+  return { edges, weakest };
+}

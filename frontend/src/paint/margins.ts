@@ -1,0 +1,188 @@
+// Paints what stands around the plot: layer names, token labels, target selectors, the prediction.
+
+import { LABEL_ANGLE, LABEL_SIZE, MAX_LABEL_WIDTH, plannedLabels } from "../labels";
+import { COLUMN_WIDTH, layerBand } from "../layout";
+import { fitText, formatWeight, visibleText } from "../text";
+import { columnPixels, toScreen, visibleColumns } from "../view";
+import { font, type Scene } from "./scene";
+
+/** Height of the selectors' tips above the plot. */
+const SELECTOR_BOTTOM = 7;
+const SELECTOR_SIZE = 6;
+const SELECTOR_SLOPE = 1.4;
+const MAX_SELECTOR_SHARE = 0.36;
+/** Below this column width, other selectors than the target's would run together; the strip can still be clicked. */
+const MIN_SELECTOR_COLUMN = 9;
+const MUTED = 0.55;
+const FAINT = 0.35;
+const BAND = 0.6;
+const LAYER_LABEL_SIZE = 11;
+const PREDICTION_SIZE = 13;
+const PREDICTION_GAP = 6;
+const LABEL_GAP = 8;
+
+export function columnX(scene: Scene, position: number): number {
+  return toScreen(scene.transform, { x: position * COLUMN_WIDTH, y: 0 }).x;
+}
+
+export function paintLayerLabels(context: CanvasRenderingContext2D, { grid, transform, plot, theme }: Scene): void {
+  const middle = (layer: number) => {
+    const { top, bottom } = layerBand(grid, layer);
+    return toScreen(transform, { x: 0, y: (top + bottom) / 2 }).y;
+  };
+  const write = (text: string, y: number) => {
+    if (y > plot.top && y < plot.top + plot.height) context.fillText(text, plot.left - LABEL_GAP, y);
+  };
+  const pixels = Math.abs(middle(1) - middle(0));
+  const every = Math.ceil((LAYER_LABEL_SIZE + 4) / pixels);
+  context.font = font(LAYER_LABEL_SIZE, theme.font);
+  context.fillStyle = theme.text;
+  context.globalAlpha = MUTED;
+  context.textAlign = "right";
+  context.textBaseline = "middle";
+  for (let layer = 0; layer < grid.nLayers; layer += every) {
+    write(`L${layer}`, middle(layer));
+  }
+  const embeddings = toScreen(transform, { x: 0, y: 0 }).y;
+  if (embeddings - middle(0) > LAYER_LABEL_SIZE + 4) write("emb", embeddings);
+  context.globalAlpha = 1;
+}
+
+export function paintTokenLabels(context: CanvasRenderingContext2D, scene: Scene): void {
+  const { graph, grid, transform, plot, theme, labels } = scene;
+  const [first, last] = visibleColumns(transform, grid, plot);
+  const pixels = columnPixels(transform);
+  const priority = (position: number) => {
+    if (position === graph.header.target) return 4;
+    if (position === scene.currentMatch) return 3;
+    if (scene.matches.has(position)) return 2;
+    return graph.isRouteColumn[position];
+  };
+  const measure = (text: string) => context.measureText(text).width;
+  const y = plot.top + plot.height + LABEL_GAP;
+  context.fillStyle = theme.text;
+  for (const position of plannedLabels(labels.mode, pixels, first, last, priority)) {
+    const x = columnX(scene, position);
+    if (x < plot.left || x > plot.left + plot.width) continue;
+    const strong = priority(position) > 0;
+    context.font = font(LABEL_SIZE, theme.codeFont, position === graph.header.target ? 700 : 400);
+    context.globalAlpha = strong ? 1 : MUTED;
+    if (labels.mode === "level") {
+      context.textAlign = "center";
+      context.textBaseline = "top";
+      context.fillText(fitText(labels.texts[position], Math.max(pixels, 3 * LABEL_SIZE) - 4, measure), x, y);
+    } else {
+      const room = Math.min(MAX_LABEL_WIDTH, (x + LABEL_GAP) / Math.cos(LABEL_ANGLE));
+      context.save();
+      context.translate(x + LABEL_SIZE / 3, y);
+      context.rotate(-LABEL_ANGLE);
+      context.textAlign = "right";
+      context.textBaseline = "middle";
+      context.fillText(fitText(labels.texts[position], room, measure), 0, 0);
+      context.restore();
+    }
+  }
+  context.globalAlpha = 1;
+}
+
+export function paintSelectors(context: CanvasRenderingContext2D, scene: Scene): void {
+  const { graph, grid, transform, plot, theme } = scene;
+  const [first, last] = visibleColumns(transform, grid, plot);
+  if (columnPixels(transform) >= MIN_SELECTOR_COLUMN) {
+    context.strokeStyle = theme.text;
+    context.lineWidth = 1;
+    context.globalAlpha = FAINT;
+    context.beginPath();
+    for (let position = first; position <= last; position++) {
+      if (position !== graph.header.target) addSelector(context, scene, position);
+    }
+    context.stroke();
+    context.globalAlpha = 1;
+  }
+  const x = columnX(scene, graph.header.target);
+  if (x < plot.left || x > plot.left + plot.width) return;
+  context.fillStyle = theme.text;
+  context.beginPath();
+  addSelector(context, scene, graph.header.target);
+  context.fill();
+  paintPrediction(context, scene, x);
+}
+
+/** Adds the triangle above a column to the current path. */
+export function addSelector(context: CanvasRenderingContext2D, scene: Scene, position: number): void {
+  const x = columnX(scene, position);
+  const { plot } = scene;
+  if (x < plot.left || x > plot.left + plot.width) return;
+  const tip = plot.top - SELECTOR_BOTTOM;
+  const isTarget = position === scene.graph.header.target;
+  const size = isTarget ? SELECTOR_SIZE : Math.min(SELECTOR_SIZE, MAX_SELECTOR_SHARE * columnPixels(scene.transform));
+  context.moveTo(x - size, tip - size * SELECTOR_SLOPE);
+  context.lineTo(x + size, tip - size * SELECTOR_SLOPE);
+  context.lineTo(x, tip);
+  context.closePath();
+}
+
+/** Where a selector is clicked. */
+export function selectorY({ plot }: Scene): number {
+  return plot.top - SELECTOR_BOTTOM - SELECTOR_SIZE;
+}
+
+function paintPrediction(context: CanvasRenderingContext2D, scene: Scene, x: number): void {
+  const { prediction, probability } = scene.graph.header;
+  if (prediction === null) return;
+  const { theme, width, plot } = scene;
+  const y = (plot.top - SELECTOR_BOTTOM - SELECTOR_SLOPE * SELECTOR_SIZE) / 2;
+  const plain = font(LAYER_LABEL_SIZE, theme.font);
+  const strong = font(PREDICTION_SIZE, theme.codeFont, 700);
+  const parts = [
+    { text: "\u2192", font: plain },
+    { text: fitText(visibleText(prediction), 2 * MAX_LABEL_WIDTH, measuredIn(context, strong)), font: strong },
+    ...(probability === null ? [] : [{ text: formatWeight(probability), font: plain }]),
+  ];
+  const widths = parts.map((part) => measuredIn(context, part.font)(part.text));
+  const total = widths.reduce((sum, width) => sum + width + PREDICTION_GAP, -PREDICTION_GAP);
+  let left = Math.min(Math.max(4, x - total / 2), width - total - 4);
+  context.textAlign = "left";
+  context.textBaseline = "middle";
+  parts.forEach((part, index) => {
+    context.font = part.font;
+    context.fillText(part.text, left, y);
+    left += widths[index] + PREDICTION_GAP;
+  });
+}
+
+function measuredIn(context: CanvasRenderingContext2D, family: string): (text: string) => number {
+  return (text) => {
+    context.font = family;
+    return context.measureText(text).width;
+  };
+}
+
+/** Alternating bands tell layers apart; thin lines mark the columns. */
+export function paintGround(context: CanvasRenderingContext2D, scene: Scene): void {
+  const { grid, transform, plot, theme } = scene;
+  context.fillStyle = theme.band;
+  context.globalAlpha = BAND;
+  for (let layer = 0; layer < grid.nLayers; layer += 2) {
+    const { top, bottom } = layerBand(grid, layer);
+    const y = toScreen(transform, { x: 0, y: top }).y;
+    context.fillRect(plot.left, y, plot.width, (bottom - top) * transform.k);
+  }
+  context.globalAlpha = 1;
+}
+
+/** Tints a column over the whole plot. */
+export function paintColumn(
+  context: CanvasRenderingContext2D,
+  scene: Scene,
+  position: number,
+  color: string,
+  alpha: number,
+) {
+  const { plot, transform } = scene;
+  const width = Math.max(3, 0.9 * columnPixels(transform));
+  context.globalAlpha = alpha;
+  context.fillStyle = color;
+  context.fillRect(columnX(scene, position) - width / 2, plot.top, width, plot.height);
+  context.globalAlpha = 1;
+}

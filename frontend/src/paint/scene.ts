@@ -1,0 +1,58 @@
+// What the painters need to know, and the sizes they share. Nothing here draws.
+
+import type { Graph } from "../graph";
+import type { LabelMode } from "../labels";
+import { COLUMN_WIDTH, type Grid } from "../layout";
+import type { Theme } from "../theme";
+import type { Plot, Transform } from "../view";
+
+export interface Labels {
+  texts: readonly string[];
+  widths: Float32Array;
+  mode: LabelMode;
+}
+
+export interface Scene {
+  graph: Graph;
+  grid: Grid;
+  transform: Transform;
+  plot: Plot;
+  width: number;
+  height: number;
+  theme: Theme;
+  labels: Labels;
+  /** Columns that the search found, and the one it stands at. */
+  matches: ReadonlySet<number>;
+  currentMatch: number | null;
+}
+
+const NODE_SHARE = 0.085;
+const MIN_NODE_RADIUS = 0.6;
+const MAX_NODE_RADIUS = 8;
+/** Column width in pixels at which edges have their full width. */
+const FULL_WIDTH_COLUMN = 60;
+const MIN_STROKE_SCALE = 0.45;
+const MAX_STROKE_SCALE = 1.3;
+
+/** Below this column width nothing smaller than a route can be told apart: FFN blocks and most edges are left out. */
+const FAR_COLUMN = 7;
+
+export function isFar({ transform }: Scene): boolean {
+  return COLUMN_WIDTH * transform.k < FAR_COLUMN;
+}
+
+/** Radius of a node in pixels. */
+export function nodeRadius({ grid, transform }: Scene): number {
+  const cell = Math.min(COLUMN_WIDTH, 1.4 * grid.rowHeight) * transform.k;
+  return Math.min(MAX_NODE_RADIUS, Math.max(MIN_NODE_RADIUS, NODE_SHARE * cell));
+}
+
+/** What edge widths are multiplied with. */
+export function strokeScale({ transform }: Scene): number {
+  const scale = (COLUMN_WIDTH * transform.k) / FULL_WIDTH_COLUMN;
+  return Math.min(MAX_STROKE_SCALE, Math.max(MIN_STROKE_SCALE, scale));
+}
+
+export function font(size: number, family: string, weight = 400): string {
+  return `${weight} ${size}px ${family}`;
+}

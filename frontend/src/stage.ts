@@ -1,0 +1,374 @@
+// The two canvases and what moves them: size, zoom and pan, pointer. It knows where things are on the screen; what the
+// user selected or searched is told to it from outside.
+
+import { select } from "d3-selection";
+import { zoom, zoomIdentity, type D3ZoomEvent, type ZoomBehavior } from "d3-zoom";
+
+import { arrange, plotFor } from "./arrange";
+import { edgeKey, findEdge, type Graph } from "./graph";
+import { EdgeIndex, hitNode, sameHit, type Hit } from "./hit";
+import { LABEL_ANGLE, LABEL_SIZE } from "./labels";
+import { columnAt, COLUMN_WIDTH, curvePoint, edgeCurve, newCurve, nodePoint, type Grid, type Point } from "./layout";
+import { nodeExists, parseNodeName, type NodeRef } from "./names";
+import { paintBase } from "./paint/base";
+import { ALL_PAINTED, type PaintedEdges } from "./paint/edges";
+import { columnX, selectorY } from "./paint/margins";
+import { paintOverlay, type Attention } from "./paint/overlay";
+import { font, nodeRadius, type Labels, type Scene } from "./paint/scene";
+import type { Selection } from "./selection";
+import { visibleText } from "./text";
+import type { Theme } from "./theme";
+import {
+  bringIntoView,
+  columnPixels,
+  fitTransform,
+  inPlot,
+  keepInSight,
+  toScreen,
+  toWorld,
+  zoomLimits,
+  type Plot,
+  type Transform,
+} from "./view";
+
+/** Pixels within which the pointer is on a thing. */
+const NODE_SLACK = 3;
+const MIN_NODE_REACH = 5;
+const EDGE_REACH = 5;
+/** A node's reach never covers more of its cell than this, so that a background is left to click on. */
+const MAX_CELL_SHARE = 0.45;
+/** The pointer may wander so many pixels between press and release of a click. */
+const CLICK_DISTANCE = 4;
+
+const NOWHERE: Point = { x: 0, y: 0 };
+/** Where along an edge (0 to 1) a click on it is tried. */
+const PROBES = [0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8, 0.15, 0.85];
+
+export interface StageEvents {
+  onHover(hit: Hit | null, at: Point): void;
+  onClick(hit: Hit | null): void;
+  onPainted(edges: PaintedEdges): void;
+  onDraw(milliseconds: number): void;
+  onError(error: unknown): void;
+}
+
+/** Something that can be located: a selection, or the selector above a token. */
+export type Locatable = Selection | { type: "target"; position: number };
+
+interface Arranged {
+  grid: Grid;
+  plot: Plot;
+  labels: Labels;
+}
+
+export class Stage {
+  private graph: Graph | null = null;
+  private arranged: Arranged | null = null;
+  private theme: Theme | null = null;
+  private edgeIndex: EdgeIndex | null = null;
+  private attention: Attention = { hover: null, selection: null, focus: null };
+  private matches: ReadonlySet<number> = new Set();
+  private currentMatch: number | null = null;
+  private painted: PaintedEdges = ALL_PAINTED;
+  private transform: Transform = { k: 1, x: 0, y: 0 };
+  private isFitted = true;
+  private width = 0;
+  private height = 0;
+  private hover: Hit | null = null;
+  private scheduled = 0;
+  private baseIsStale = true;
+  private readonly zoom: ZoomBehavior<HTMLCanvasElement, unknown>;
+  private readonly resizes: ResizeObserver;
+  private readonly listeners = new AbortController();
+
+  constructor(
+    private readonly base: HTMLCanvasElement,
+    private readonly overlay: HTMLCanvasElement,
+    private readonly events: StageEvents,
+  ) {
+    this.zoom = zoom<HTMLCanvasElement, unknown>()
+      .clickDistance(CLICK_DISTANCE)
+      .constrain((wanted) => this.constrain(wanted))
+      .on("zoom", (event: D3ZoomEvent<HTMLCanvasElement, unknown>) => {
+        this.transform = event.transform;
+        if (event.sourceEvent) this.isFitted = false;
+        this.setHover(null, NOWHERE);
+        this.redraw();
+      });
+    select(overlay).call(this.zoom).on("dblclick.zoom", null);
+    this.resizes = new ResizeObserver(() => {
+      this.resize();
+    });
+    this.resizes.observe(overlay);
+    this.listen();
+    void document.fonts.ready.then(() => {
+      if (!this.listeners.signal.aborted) this.arrange();
+    });
+  }
+
+  destroy(): void {
+    this.listeners.abort();
+    this.resizes.disconnect();
+    cancelAnimationFrame(this.scheduled);
+    select(this.overlay).on(".zoom", null);
+  }
+
+  /** Shows a graph; the view stays as it is unless `fit`. */
+  setGraph(graph: Graph, fit: boolean): void {
+    const sameSize = graph.nTokens === this.graph?.nTokens && graph.nLayers === this.graph.nLayers;
+    this.graph = graph;
+    this.edgeIndex = null;
+    this.setHover(null, NOWHERE);
+    if (fit || !sameSize) this.fit();
+    else this.redraw();
+  }
+
+  setTheme(theme: Theme): void {
+    this.theme = theme;
+    this.arrange();
+  }
+
+  setAttention(attention: Attention): void {
+    this.attention = attention;
+    this.redrawOverlay();
+  }
+
+  setMatches(matches: ReadonlySet<number>, current: number | null): void {
+    this.matches = matches;
+    this.currentMatch = current;
+    this.redraw();
+  }
+
+  fit(): void {
+    this.isFitted = true;
+    this.arrange();
+  }
+
+  zoomBy(factor: number): void {
+    if (this.arranged === null) return;
+    const { plot } = this.arranged;
+    this.isFitted = false;
+    this.zoom.scaleBy(select(this.overlay), factor, [plot.left + plot.width / 2, plot.top + plot.height / 2]);
+  }
+
+  /** Pans just far enough to see a node. */
+  revealNode(node: NodeRef): void {
+    if (this.arranged === null) return;
+    const { grid, plot } = this.arranged;
+    this.moveTo(bringIntoView(this.transform, nodePoint(grid, node), plot, false));
+  }
+
+  /** Pans a column to the middle, unless it is in view already. */
+  revealColumn(position: number): void {
+    if (this.arranged === null) return;
+    const { plot } = this.arranged;
+    const { y } = toWorld(this.transform, { x: 0, y: plot.top + plot.height / 2 });
+    const point = { x: position * COLUMN_WIDTH, y };
+    if (!inPlot(plot, toScreen(this.transform, point))) this.moveTo(bringIntoView(this.transform, point, plot, true));
+  }
+
+  /** Where a thing can be clicked, in pixels of the canvas; null when it is not drawn or out of view. */
+  locate(thing: Locatable): Point | null {
+    const scene = this.scene();
+    if (scene === null) return null;
+    const { graph, grid, plot } = scene;
+    if (thing.type === "target") {
+      const x = columnX(scene, thing.position);
+      return inPlot(plot, { x, y: plot.top }) ? { x, y: selectorY(scene) } : null;
+    }
+    let point: Point | null = null;
+    if (thing.type === "node") {
+      const node = parseNodeName(thing.node);
+      if (nodeExists(node, graph.nLayers, graph.nTokens)) point = toScreen(this.transform, nodePoint(grid, node));
+    } else {
+      const edge = findEdge(graph, thing);
+      if (edge >= 0) point = this.pointOnEdge(scene, edge);
+    }
+    return point !== null && inPlot(plot, point) ? point : null;
+  }
+
+  view(): Transform {
+    return { k: this.transform.k, x: this.transform.x, y: this.transform.y };
+  }
+
+  /** A point at which the edge is the one under the pointer, if others do not cover all of it. */
+  private pointOnEdge({ graph, grid }: Scene, edge: number): Point {
+    const curve = newCurve();
+    edgeCurve(grid, graph, edge, curve);
+    const points = PROBES.map((t) => toScreen(this.transform, curvePoint(curve, t)));
+    return points.find((point) => sameHit(this.hitAt(point), { type: "edge", edge })) ?? points[0];
+  }
+
+  private moveTo(transform: Transform): void {
+    this.isFitted = false;
+    this.applyTransform(transform);
+  }
+
+  private applyTransform({ k, x, y }: Transform): void {
+    this.zoom.transform(select(this.overlay), zoomIdentity.translate(x, y).scale(k));
+  }
+
+  private constrain(wanted: Transform) {
+    const kept = this.arranged === null ? wanted : keepInSight(wanted, this.arranged.grid, this.arranged.plot);
+    return zoomIdentity.translate(kept.x, kept.y).scale(kept.k);
+  }
+
+  /** Margins and, while the view is a fitted one, proportions and zoom: from the size of the canvas and the tokens. */
+  private arrange(): void {
+    if (this.graph === null || this.theme === null || this.width === 0) return;
+    const { nTokens, nLayers, header } = this.graph;
+    const texts = header.tokens.map(visibleText);
+    const widths = this.measure(texts, this.theme);
+    if (this.isFitted || this.arranged === null) {
+      const { grid, plot, mode } = arrange(this.width, this.height, nTokens, nLayers, widths);
+      this.edgeIndex = null;
+      this.arranged = { grid, plot, labels: { texts, widths, mode } };
+    } else {
+      const { grid, labels } = this.arranged;
+      const plot = plotFor(this.width, this.height, labels.mode, widths);
+      this.arranged = { grid, plot, labels: { texts, widths, mode: labels.mode } };
+    }
+    const { grid, plot } = this.arranged;
+    this.zoom.scaleExtent(zoomLimits(grid, plot));
+    this.applyTransform(this.isFitted ? fitTransform(grid, plot) : this.transform);
+  }
+
+  private measure(texts: readonly string[], theme: Theme): Float32Array {
+    const context = this.base.getContext("2d");
+    if (context === null) return new Float32Array(texts.length);
+    context.font = font(LABEL_SIZE, theme.codeFont, 700);
+    return Float32Array.from(texts, (text) => context.measureText(text).width);
+  }
+
+  private resize(): void {
+    this.width = this.overlay.clientWidth;
+    this.height = this.overlay.clientHeight;
+    this.arrange();
+  }
+
+  private listen(): void {
+    const { signal } = this.listeners;
+    const at = (event: MouseEvent): Point => ({ x: event.offsetX, y: event.offsetY });
+    this.overlay.addEventListener(
+      "pointermove",
+      (event) => {
+        if (event.buttons === 0) this.setHover(this.hitAt(at(event)), at(event));
+      },
+      { signal },
+    );
+    this.overlay.addEventListener(
+      "pointerleave",
+      (event) => {
+        this.setHover(null, at(event));
+      },
+      { signal },
+    );
+    this.overlay.addEventListener(
+      "click",
+      (event) => {
+        this.events.onClick(this.hitAt(at(event)));
+      },
+      { signal },
+    );
+    this.overlay.addEventListener(
+      "dblclick",
+      (event) => {
+        if (this.hitAt(at(event)) === null) this.fit();
+      },
+      { signal },
+    );
+  }
+
+  private setHover(hit: Hit | null, at: Point): void {
+    if (sameHit(hit, this.hover)) return;
+    this.hover = hit;
+    this.overlay.style.cursor = hit === null ? "" : "pointer";
+    this.events.onHover(hit, at);
+  }
+
+  private hitAt(point: Point): Hit | null {
+    const scene = this.scene();
+    if (scene === null) return null;
+    const { plot, grid, graph, labels } = scene;
+    const world = toWorld(this.transform, point);
+    if (point.x < plot.left || point.x > plot.left + plot.width) return null;
+    if (point.y < plot.top) {
+      const position = columnAt(grid, world.x);
+      return position === null ? null : { type: "target", position };
+    }
+    const below = point.y - plot.top - plot.height;
+    if (below > 0) {
+      const shift = labels.mode === "tilted" ? below / Math.tan(LABEL_ANGLE) / this.transform.k : 0;
+      const position = columnAt(grid, world.x + shift);
+      return position === null ? null : { type: "node", node: { kind: "X", layer: 0, position } };
+    }
+    const cell = Math.min(columnPixels(this.transform), grid.rowHeight * this.transform.k);
+    const reach = Math.min(Math.max(MIN_NODE_REACH, nodeRadius(scene) + NODE_SLACK), MAX_CELL_SHARE * cell);
+    const node = hitNode(grid, world, reach / this.transform.k);
+    if (node !== null) return { type: "node", node };
+    this.edgeIndex ??= new EdgeIndex(graph, grid);
+    const isDrawn = (edge: number) => graph.arrays.weight[edge] >= this.painted.weakest[edgeKey(graph, edge)];
+    const edge = this.edgeIndex.hit(world, EDGE_REACH / this.transform.k, isDrawn);
+    return edge === null ? null : { type: "edge", edge };
+  }
+
+  private scene(): Scene | null {
+    if (this.graph === null || this.arranged === null || this.theme === null) return null;
+    return {
+      graph: this.graph,
+      ...this.arranged,
+      transform: this.transform,
+      width: this.width,
+      height: this.height,
+      theme: this.theme,
+      matches: this.matches,
+      currentMatch: this.currentMatch,
+    };
+  }
+
+  private redraw(): void {
+    this.baseIsStale = true;
+    this.redrawOverlay();
+  }
+
+  private redrawOverlay(): void {
+    if (this.scheduled !== 0) return;
+    this.scheduled = requestAnimationFrame(() => {
+      this.scheduled = 0;
+      try {
+        this.draw();
+      } catch (error) {
+        this.events.onError(error);
+      }
+    });
+  }
+
+  private draw(): void {
+    const scene = this.scene();
+    const base = this.context(this.base);
+    const overlay = this.context(this.overlay);
+    if (scene === null || base === null || overlay === null) return;
+    if (this.baseIsStale) {
+      this.baseIsStale = false;
+      const start = performance.now();
+      this.painted = paintBase(base, scene);
+      this.events.onPainted(this.painted);
+      this.events.onDraw(performance.now() - start);
+    }
+    paintOverlay(overlay, scene, this.attention);
+  }
+
+  /** The context of a canvas with as many pixels as the screen shows of it. */
+  private context(canvas: HTMLCanvasElement): CanvasRenderingContext2D | null {
+    const ratio = window.devicePixelRatio || 1;
+    const width = Math.round(this.width * ratio);
+    const height = Math.round(this.height * ratio);
+    if (canvas.width !== width || canvas.height !== height) {
+      canvas.width = width;
+      canvas.height = height;
+    }
+    const context = canvas.getContext("2d");
+    context?.setTransform(ratio, 0, 0, ratio, 0, 0);
+    return context;
+  }
+}

@@ -1,0 +1,62 @@
+// How a token's text is made visible and made to fit. Tokens are text, never markup; fonts and canvases are elsewhere.
+
+const SPACE = "\u00b7"; // middle dot
+const GLYPHS: Record<string, string> = {
+  " ": SPACE,
+  "\u00a0": "\u237d",
+  "\n": "\u23ce",
+  "\r": "\u240d",
+  "\t": "\u21e5",
+};
+const REPLACED = /[ \u00a0\p{Cc}]/gu;
+const HAS_INK = /[^\p{Cc}\p{Cf}\p{Z}]/u;
+const ELLIPSIS = "\u2026";
+
+/** Spaces, newlines and control characters become glyphs, so that " Mary" differs from "Mary"; the rest is untouched. */
+export function visibleText(token: string): string {
+  if (token === "") return "\u2205";
+  const text = token.replace(REPLACED, (char) => GLYPHS[char] ?? `\\x${hex(char, 2)}`);
+  // A token of invisible characters alone (a lone joiner, a byte-order mark) would show as nothing at all.
+  return HAS_INK.test(text) ? text : Array.from(text, (char) => `U+${hex(char, 4)}`).join(" ");
+}
+
+export function quoteToken(token: string): string {
+  return `\u201c${visibleText(token)}\u201d`;
+}
+
+function hex(char: string, digits: number): string {
+  return (char.codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(digits, "0");
+}
+
+const segmenter = new Intl.Segmenter(undefined, { granularity: "grapheme" });
+
+/** The longest beginning, with an ellipsis, that is at most `width` wide; whole characters as a reader sees them. */
+export function fitText(text: string, width: number, measure: (text: string) => number): string {
+  if (measure(text) <= width) return text;
+  const characters = Array.from(segmenter.segment(text), (part) => part.segment);
+  let low = 0;
+  let high = characters.length;
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2);
+    if (measure(characters.slice(0, middle).join("") + ELLIPSIS) <= width) low = middle;
+    else high = middle - 1;
+  }
+  return characters.slice(0, low).join("") + ELLIPSIS;
+}
+
+/** Positions whose token contains the query, in the raw text or as shown; none for an empty query. */
+export function findTokens(tokens: readonly string[], query: string): number[] {
+  const wanted = query.toLocaleLowerCase();
+  if (wanted === "") return [];
+  return tokens.flatMap((token, position) => {
+    const found = [token, visibleText(token)].some((text) => text.toLocaleLowerCase().includes(wanted));
+    return found ? [position] : [];
+  });
+}
+
+/** A share of 1 as a short number: .97, .043, <.001. */
+export function formatWeight(weight: number): string {
+  if (weight >= 0.9995) return "1.00";
+  if (weight > 0 && weight < 0.001) return "<.001";
+  return weight.toFixed(weight < 0.1 ? 3 : 2).replace(/^0/, "");
+}

@@ -1,0 +1,55 @@
+// Colours and fonts: neutral ones from Streamlit's CSS variables, accents from the colour-blind-safe Okabe-Ito family.
+
+import type { EdgeKey } from "./selection";
+
+export interface Theme {
+  text: string;
+  background: string;
+  band: string;
+  font: string;
+  codeFont: string;
+  edge: Record<EdgeKey, string>;
+  selection: string;
+  isDark: boolean;
+}
+
+/** Tints of the same hues that stand out from a white and from a near-black page. */
+const ON_LIGHT = { attention: "#0072b2", ffn: "#009e73", residual: "#7d838c", selection: "#d55e00" };
+const ON_DARK = { attention: "#56b4e9", ffn: "#2dc79a", residual: "#9aa1ac", selection: "#f0a30a" };
+const DARK_BELOW = 0.4;
+
+const FALLBACK = {
+  "--st-text-color": "#31333f",
+  "--st-background-color": "#ffffff",
+  "--st-secondary-background-color": "#f0f2f6",
+  "--st-font": "sans-serif",
+  "--st-code-font": "monospace",
+};
+
+export function readTheme(element: Element): Theme {
+  const style = getComputedStyle(element);
+  const read = (name: keyof typeof FALLBACK) => style.getPropertyValue(name).trim() || FALLBACK[name];
+  const background = read("--st-background-color");
+  const isDark = luminance(background) < DARK_BELOW;
+  const { selection, ...edge } = isDark ? ON_DARK : ON_LIGHT;
+  return {
+    text: read("--st-text-color"),
+    background,
+    band: read("--st-secondary-background-color"),
+    font: read("--st-font"),
+    codeFont: read("--st-code-font"),
+    edge,
+    selection,
+    isDark,
+  };
+}
+
+/** Perceived lightness, 0 to 1, of any CSS colour: a canvas knows how to read them all. */
+function luminance(color: string): number {
+  const context = document.createElement("canvas").getContext("2d");
+  if (context === null) return 1;
+  context.fillStyle = color;
+  context.fillRect(0, 0, 1, 1);
+  const [red, green, blue] = context.getImageData(0, 0, 1, 1).data;
+  return (0.299 * red + 0.587 * green + 0.114 * blue) / 255;
+}

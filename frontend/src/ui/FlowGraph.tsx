@@ -1,0 +1,268 @@
+// The component as React sees it: selection, hover, keyboard and search around a stage that draws.
+
+import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState, type KeyboardEvent } from "react";
+
+import { edgeSelection, findEdge, incomingEdges, type Graph } from "../graph";
+import type { Hit } from "../hit";
+import { cycle, moveFocus } from "../keyboard";
+import type { Point } from "../layout";
+import { describeNode, describeSelection, nodeFromId, nodeId, nodeName, type NodeRef } from "../names";
+import { initialSelection, reconcile, sameSelection, selectHere, type Selection } from "../selection";
+import { Stage, type Locatable } from "../stage";
+import { findTokens } from "../text";
+import type { Theme } from "../theme";
+import type { Transform } from "../view";
+import { Legend } from "./Legend";
+import { Toolbar } from "./Toolbar";
+import { Tooltip, type Hover } from "./Tooltip";
+
+const HINT = "Click a node or an edge to inspect it; click a triangle to explain another token.";
+const KEYBOARD_HELP =
+  "Graph of information flow. Arrow keys move between nodes, Enter selects, E steps through a node's incoming edges, " +
+  "T makes the token the target, Escape clears the selection.";
+
+/** For browser tests: where to click, and the zoom and pan. */
+export interface RootElement extends HTMLDivElement {
+  llmtt?: {
+    /** Client coordinates of a node, an edge or a target selector; null when it is not drawn or out of view. */
+    locate: (thing: Locatable) => Point | null;
+    view: () => Transform;
+  };
+}
+
+interface Props {
+  graph: Graph;
+  theme: Theme;
+  mounts: number;
+  onSelect: (selection: Selection | null) => void;
+  onTarget: (position: number) => void;
+}
+
+export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
+  const root = useRef<RootElement>(null);
+  const base = useRef<HTMLCanvasElement>(null);
+  const overlay = useRef<HTMLCanvasElement>(null);
+  const stage = useRef<Stage>(null);
+  const [shownGraph, setShownGraph] = useState(graph);
+  const [selected, setSelected] = useState(() => initialSelection(graph.header.selection));
+  const [hover, setHover] = useState<Hover | null>(null);
+  const [focus, setFocus] = useState<NodeRef | null>(null);
+  const [hasFocus, setHasFocus] = useState(false);
+  const [query, setQuery] = useState("");
+  const [match, setMatch] = useState(-1);
+  const [nStrongest, setNStrongest] = useState<number | null>(null);
+  const [failure, setFailure] = useState<unknown>(null);
+
+  // Drawing happens outside of React; its mistakes are for the error boundary all the same.
+  if (failure !== null) throw failure instanceof Error ? failure : new Error("unknown mistake while drawing");
+
+  if (graph !== shownGraph) {
+    const sameTrace = graph.header.trace === shownGraph.header.trace;
+    setShownGraph(graph);
+    setSelected(reconcile(selected, graph.header.selection, sameTrace));
+    setHover(null);
+    if (!sameTrace) {
+      setFocus(null);
+      setMatch(-1);
+    }
+  }
+
+  const { tokens } = graph.header;
+  const selection = selected.shown;
+  const found = useMemo(() => findTokens(tokens, query), [tokens, query]);
+  const matches = useMemo(() => new Set(found), [found]);
+  const currentMatch = match >= 0 && match < found.length ? found[match] : null;
+
+  const choose = useCallback(
+    (wanted: Selection | null) => {
+      if (sameSelection(wanted, selected.shown)) return;
+      setSelected(selectHere(selected, wanted));
+      onSelect(wanted);
+    },
+    [selected, onSelect],
+  );
+
+  const clicked = useCallback(
+    (hit: Hit | null) => {
+      if (hit?.type === "target") {
+        if (hit.position !== graph.header.target) onTarget(hit.position);
+      } else if (hit?.type === "edge") {
+        choose(edgeSelection(graph, hit.edge));
+      } else if (hit?.type === "node") {
+        setFocus(hit.node);
+        choose({ type: "node", node: nodeName(hit.node) });
+      } else {
+        choose(null);
+      }
+    },
+    [choose, graph, onTarget],
+  );
+
+  // The stage lives as long as the component; it always calls the latest handler.
+  const onClick = useRef(clicked);
+  useLayoutEffect(() => {
+    onClick.current = clicked;
+  }, [clicked]);
+
+  useLayoutEffect(() => {
+    const element = root.current;
+    if (element === null || base.current === null || overlay.current === null) return undefined;
+    let draws = 0;
+    const created = new Stage(base.current, overlay.current, {
+      onHover: (hit, at) => {
+        const { clientWidth: width = 0, clientHeight: height = 0 } = overlay.current ?? {};
+        setHover(hit === null ? null : { hit, at, width, height });
+      },
+      onClick: (hit) => {
+        onClick.current(hit);
+      },
+      onPainted: ({ count, weakest }) => {
+        setNStrongest(Object.values(weakest).some((weight) => weight > 0) ? count : null);
+      },
+      onDraw: (milliseconds) => {
+        draws += 1;
+        element.dataset.frames = String(draws);
+        element.dataset.drawMs = milliseconds.toFixed(2);
+        element.dataset.view = JSON.stringify(created.view());
+      },
+      onError: setFailure,
+    });
+    stage.current = created;
+    element.llmtt = {
+      locate: (thing) => {
+        const point = created.locate(thing);
+        const box = overlay.current?.getBoundingClientRect();
+        return point === null || box === undefined ? null : { x: box.left + point.x, y: box.top + point.y };
+      },
+      view: () => created.view(),
+    };
+    return () => {
+      created.destroy();
+      stage.current = null;
+      delete element.llmtt;
+    };
+  }, []);
+
+  useLayoutEffect(() => {
+    stage.current?.setTheme(theme);
+  }, [theme]);
+
+  const drawnTrace = useRef<string>(null);
+  useLayoutEffect(() => {
+    stage.current?.setGraph(graph, graph.header.trace !== drawnTrace.current);
+    drawnTrace.current = graph.header.trace;
+  }, [graph]);
+
+  useLayoutEffect(() => {
+    stage.current?.setAttention({ hover: hover?.hit ?? null, selection, focus: hasFocus ? focus : null });
+  }, [graph, hover, selection, focus, hasFocus]);
+
+  useLayoutEffect(() => {
+    stage.current?.setMatches(matches, currentMatch);
+  }, [matches, currentMatch]);
+
+  useEffect(() => {
+    if (currentMatch !== null) stage.current?.revealColumn(currentMatch);
+  }, [currentMatch]);
+
+  const focused = focus ?? nodeFromId(graph.targetNode, graph.nLayers);
+
+  const selectNextEdge = (step: 1 | -1) => {
+    const edges = incomingEdges(graph, nodeId(focused, graph.nLayers));
+    if (edges.length === 0) return;
+    const current = selection?.type === "edge" ? edges.indexOf(findEdge(graph, selection)) : -1;
+    choose(edgeSelection(graph, edges[cycle(edges.length, current, step)]));
+  };
+
+  const onKeyDown = (event: KeyboardEvent) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const next = moveFocus(focused, event.key, graph.nLayers, graph.nTokens);
+    if (next !== null) {
+      setFocus(next);
+      setHasFocus(true);
+      stage.current?.revealNode(next);
+    } else if (event.key === "Enter" || event.key === " ") {
+      choose({ type: "node", node: nodeName(focused) });
+    } else if (event.key === "Escape") {
+      choose(null);
+    } else if (event.key.toLowerCase() === "e") {
+      selectNextEdge(event.shiftKey ? -1 : 1);
+    } else if (event.key.toLowerCase() === "t") {
+      if (focused.position !== graph.header.target) onTarget(focused.position);
+    } else {
+      return;
+    }
+    event.preventDefault();
+    event.stopPropagation();
+  };
+
+  return (
+    <div
+      ref={root}
+      className="flow-graph"
+      data-testid="flow-graph"
+      data-mounts={mounts}
+      data-n-edges={graph.nEdges}
+      data-target={graph.header.target}
+    >
+      <Toolbar
+        status={selection === null ? HINT : describeSelected(graph, selection)}
+        isHint={selection === null}
+        query={query}
+        nMatches={found.length}
+        matchNumber={match + 1}
+        onQuery={(text) => {
+          setQuery(text);
+          setMatch(-1);
+        }}
+        onNextMatch={(step) => {
+          if (found.length > 0) setMatch(cycle(found.length, match, step));
+        }}
+        onZoom={(factor) => {
+          stage.current?.zoomBy(factor);
+        }}
+        onFit={() => {
+          stage.current?.fit();
+        }}
+      />
+      <div className="canvases">
+        <canvas ref={base} aria-hidden="true" />
+        <canvas
+          ref={overlay}
+          className="overlay"
+          data-testid="graph-canvas"
+          tabIndex={0}
+          role="application"
+          aria-label={KEYBOARD_HELP}
+          onKeyDown={onKeyDown}
+          onFocus={(event) => {
+            setHasFocus(event.currentTarget.matches(":focus-visible"));
+          }}
+          onBlur={() => {
+            setHasFocus(false);
+          }}
+        />
+        {graph.nEdges === 0 && (
+          <p className="empty">No edge is above {graph.header.threshold}: lower the threshold to see routes.</p>
+        )}
+        {hover !== null && <Tooltip graph={graph} theme={theme} hover={hover} />}
+        <div className="spoken" aria-live="polite" data-testid="graph-focus">
+          {hasFocus && focus !== null && describeNode(focus, tokens)}
+        </div>
+      </div>
+      <Legend
+        theme={theme}
+        nEdges={graph.nEdges}
+        nStrongest={nStrongest}
+        threshold={graph.header.threshold}
+        renormalized={graph.header.renormalized}
+      />
+    </div>
+  );
+}
+
+function describeSelected(graph: Graph, selection: Selection): string {
+  const text = describeSelection(selection, graph.header.tokens);
+  const isGone = selection.type === "edge" && findEdge(graph, selection) < 0;
+  return isGone ? `${text} (not drawn at this threshold)` : text;
+}

@@ -1,0 +1,105 @@
+// The row above the graph: what is selected, and the controls of the view.
+
+import type { KeyboardEvent } from "react";
+
+const ZOOM_STEP = 1.4;
+
+interface Props {
+  status: string;
+  isHint: boolean;
+  query: string;
+  nMatches: number;
+  /** Which of the matches the view stands at, counted from 1; 0 before Enter. */
+  matchNumber: number;
+  onQuery: (query: string) => void;
+  onNextMatch: (step: 1 | -1) => void;
+  onZoom: (factor: number) => void;
+  onFit: () => void;
+}
+
+export function Toolbar(props: Props) {
+  const { status, isHint, query, nMatches, matchNumber, onQuery, onNextMatch, onZoom, onFit } = props;
+  const onKeyDown = (event: KeyboardEvent) => {
+    if (event.key === "Enter") onNextMatch(event.shiftKey ? -1 : 1);
+    else if (event.key === "Escape") onQuery("");
+    else return;
+    event.preventDefault();
+  };
+  return (
+    <div className="toolbar">
+      <div
+        className={isHint ? "status muted" : "status"}
+        role="status"
+        aria-live="polite"
+        data-testid="graph-status"
+        title={status}
+      >
+        <bdi>{status}</bdi>
+      </div>
+      <span className="find">
+        <input
+          type="text"
+          value={query}
+          placeholder="find token"
+          spellCheck={false}
+          aria-label="Find tokens: Enter goes to the next match, Shift+Enter to the one before, Escape clears"
+          title="Find tokens: Enter goes to the next match, Shift+Enter to the one before, Escape clears"
+          data-testid="graph-find"
+          onChange={(event) => {
+            onQuery(event.target.value);
+          }}
+          onKeyDown={onKeyDown}
+        />
+        <span className="find-count" aria-live="polite">
+          {query !== "" && (nMatches === 0 ? "none" : `${matchNumber || "\u2013"}/${nMatches}`)}
+        </span>
+      </span>
+      <Button
+        label="Zoom out"
+        testId="graph-zoom-out"
+        onClick={() => {
+          onZoom(1 / ZOOM_STEP);
+        }}
+      >
+        <path d="M3 8h10" />
+      </Button>
+      <Button
+        label="Zoom in"
+        testId="graph-zoom-in"
+        onClick={() => {
+          onZoom(ZOOM_STEP);
+        }}
+      >
+        <path d="M3 8h10M8 3v10" />
+      </Button>
+      <Button label="Fit the whole graph into view (double click on the background)" testId="graph-fit" onClick={onFit}>
+        <path d="M2 6V2h4M10 2h4v4M14 10v4h-4M6 14H2v-4" />
+      </Button>
+    </div>
+  );
+}
+
+interface ButtonProps {
+  label: string;
+  testId: string;
+  onClick: () => void;
+  children: React.ReactNode;
+}
+
+function Button({ label, testId, onClick, children }: ButtonProps) {
+  return (
+    <button type="button" aria-label={label} title={label} data-testid={testId} onClick={onClick}>
+      <svg
+        width="14"
+        height="14"
+        viewBox="0 0 16 16"
+        fill="none"
+        stroke="currentColor"
+        strokeWidth="1.6"
+        aria-hidden="true"
+      >
+        {children}
+      </svg>
+    </button>
+  );
+}

@@ -1,0 +1,142 @@
+// What the pointer is on: its name, weight and strongest parts, in a box beside it that covers nothing of it.
+
+import { edgeHeads, edgeKey, edgeSelection, incomingEdges, type Graph } from "../graph";
+import type { Hit } from "../hit";
+import type { Point } from "../layout";
+import { describeNode, edgeTitle, nodeFromId, nodeId, nodeName, type NodeRef } from "../names";
+import { formatWeight, quoteToken } from "../text";
+import type { Theme } from "../theme";
+
+const SHOWN_PARTS = 5;
+const GAP = 14;
+
+export interface Hover {
+  hit: Hit;
+  at: Point;
+  /** Size of the canvas. */
+  width: number;
+  height: number;
+}
+
+interface Props {
+  graph: Graph;
+  theme: Theme;
+  hover: Hover;
+}
+
+export function Tooltip({ graph, theme, hover: { hit, at, width, height } }: Props) {
+  // It opens towards the middle of the canvas, so that it never has to move once its size is known.
+  const style = {
+    ...(at.x > width / 2 ? { right: width - at.x + GAP } : { left: at.x + GAP }),
+    ...(at.y > height / 2 ? { bottom: height - at.y + GAP } : { top: at.y + GAP }),
+  };
+  return (
+    <div className="tooltip" role="tooltip" data-testid="graph-tooltip" style={style}>
+      {hit.type === "edge" && <EdgeDetails graph={graph} theme={theme} edge={hit.edge} />}
+      {hit.type === "node" && <NodeDetails graph={graph} theme={theme} node={hit.node} />}
+      {hit.type === "target" && <TargetDetails graph={graph} position={hit.position} />}
+    </div>
+  );
+}
+
+function EdgeDetails({ graph, theme, edge }: { graph: Graph; theme: Theme; edge: number }) {
+  const heads = edgeHeads(graph, edge);
+  const color = theme.edge[edgeKey(graph, edge)];
+  return (
+    <>
+      <div className="tooltip-title">
+        <span className="swatch" style={{ background: color }} />
+        {edgeTitle(edgeSelection(graph, edge))}
+        <span className="tooltip-weight">{formatWeight(graph.arrays.weight[edge])}</span>
+      </div>
+      <End label="from" graph={graph} id={graph.from[edge]} />
+      <End label="to" graph={graph} id={graph.to[edge]} />
+      {heads.length > 0 && (
+        <Parts
+          title={heads.length === 1 ? "head" : `${heads.length} heads`}
+          color={color}
+          parts={heads.map(({ head, weight }) => ({ name: `head ${head}`, weight }))}
+        />
+      )}
+    </>
+  );
+}
+
+function End({ label, graph, id }: { label: string; graph: Graph; id: number }) {
+  const node = nodeFromId(id, graph.nLayers);
+  return (
+    <div className="tooltip-end">
+      <span className="muted">{label}</span> <bdi>{describeNode(node, graph.header.tokens)}</bdi>
+    </div>
+  );
+}
+
+function NodeDetails({ graph, theme, node }: { graph: Graph; theme: Theme; node: NodeRef }) {
+  const id = nodeId(node, graph.nLayers);
+  const parts = incomingEdges(graph, id).map((edge) => {
+    const source = nodeFromId(graph.from[edge], graph.nLayers);
+    const key = edgeKey(graph, edge);
+    const token = `${quoteToken(graph.header.tokens[source.position])} (${source.position})`;
+    return {
+      name: key === "attention" ? token : key === "ffn" ? "FFN" : "residual",
+      weight: graph.arrays.weight[edge],
+      color: theme.edge[key],
+    };
+  });
+  return (
+    <>
+      <div className="tooltip-title">
+        <bdi>{describeNode(node, graph.header.tokens)}</bdi>
+        <span className="tooltip-name">{nodeName(node)}</span>
+      </div>
+      {parts.length > 0 && node.kind !== "M" && <Parts title="comes from" color={theme.text} parts={parts} />}
+      {graph.isRouteNode[id] === 0 && <div className="muted">not on the routes at this threshold</div>}
+    </>
+  );
+}
+
+function TargetDetails({ graph, position }: { graph: Graph; position: number }) {
+  const token = `${quoteToken(graph.header.tokens[position])} (${position})`;
+  const isTarget = position === graph.header.target;
+  return (
+    <div>
+      {isTarget ? "target: the routes explain what follows " : "click to explain what follows "}
+      <bdi>{token}</bdi>
+    </div>
+  );
+}
+
+interface Part {
+  name: string;
+  weight: number;
+  color?: string;
+}
+
+function Parts({ title, color, parts }: { title: string; color: string; parts: readonly Part[] }) {
+  const most = Math.max(...parts.map((part) => part.weight));
+  return (
+    <table className="parts">
+      <caption>{title}</caption>
+      <tbody>
+        {parts.slice(0, SHOWN_PARTS).map((part, index) => (
+          <tr key={index}>
+            <td>
+              <bdi>{part.name}</bdi>
+            </td>
+            <td className="part-bar">
+              <span style={{ width: `${(100 * part.weight) / most}%`, background: part.color ?? color }} />
+            </td>
+            <td className="part-weight">{formatWeight(part.weight)}</td>
+          </tr>
+        ))}
+      </tbody>
+      {parts.length > SHOWN_PARTS && (
+        <tfoot>
+          <tr>
+            <td colSpan={3}>and {parts.length - SHOWN_PARTS} more</td>
+          </tr>
+        </tfoot>
+      )}
+    </table>
+  );
+}
