@@ -1,4 +1,4 @@
-"""Entry point: `streamlit run app/main.py -- config/local.json`. Chooses configuration and page; what pages show is in `app/pages`."""
+"""Entry point: `streamlit run app/main.py -- config/local.json`. Chooses configuration and page; what pages show is in `app/views`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from app import session  # noqa: E402
-from app.pages import explore  # noqa: E402
+from app.views import explore  # noqa: E402
 from llm_tt.errors import LlmTtError  # noqa: E402
 
 st.set_page_config(page_title="llm-tt", page_icon=str(ROOT / "app" / "icon.png"), layout="wide", initial_sidebar_state="expanded")
@@ -36,7 +36,7 @@ def main() -> None:
         st.error(str(error), icon=":material/error:")
         st.caption("Correct the file and reload this page. The configuration is described in docs/configuration.md.")
         return
-    # Pages are named here: otherwise Streamlit makes one of every file in `pages`.
+    # Named here: Streamlit makes a page of every file in a folder called `pages`, which is why ours is `views`.
     st.navigation([st.Page(lambda: explore.show(service), title="Explore", url_path="explore", default=True)], position="hidden").run()
 
 
