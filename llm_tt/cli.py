@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -25,8 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 1 when the user has to change something, 130 after an interrupt."""
     options = _parser().parse_args(arguments)
     _quiet()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Files are UTF-8 wherever they are written; text for the screen must not fail on a letter the screen lacks.
+        if getattr(options, "json", False) or getattr(options, "graphml", False):
+            sys.stdout.reconfigure(encoding="utf-8")
+        else:
+            sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
     except LlmTtError as error:
         print(f"llm-tt: {error}", file=sys.stderr)
         return 1

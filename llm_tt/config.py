@@ -1,6 +1,7 @@
 """The configuration file: JSON with `//` comments -> `AppConfig` and `ModelSpec`. Says what is configured, loads nothing.
 
-LM-TT's files are valid: `models` maps a name to null or to a folder. Relative paths are relative to the configuration file.
+LM-TT's files are valid: `models` maps a name to null or to a folder. Relative paths are relative to the configuration file; a prompt file that
+is not there is looked for in the working directory, as LM-TT does.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from llm_tt.demo import MODEL_DIR
-from llm_tt.errors import ConfigError
+from llm_tt.errors import ConfigError, ModelError
 
 DEMO = "demo"
 _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*')
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+_PATHS = ("path", "adapter", "base", "chat_template")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -54,6 +57,18 @@ class ModelSpec(_Strict):
             return cls(name=DEMO, path=str(MODEL_DIR))
         return cls(name=name, path=str(Path(name).expanduser()) if name.startswith("~") else None)
 
+    def changed(self, **changes: str | None) -> ModelSpec:
+        """The same with some values replaced; None leaves one as it is.
+
+        Raises:
+            ModelError: a value is not valid.
+        """
+        values = self.model_dump() | {key: value for key, value in changes.items() if value is not None}
+        try:
+            return ModelSpec.model_validate(values)
+        except ValidationError as error:
+            raise ModelError(f"{self.name}: {_sentence(error, values)}") from error
+
 
 class AppConfig(_Strict):
     """Everything a configuration file can say."""
@@ -86,7 +101,8 @@ def read_prompts(file: Path) -> list[str]:
 
 def parse_prompts(data: bytes, name: str) -> list[str]:
     """The prompts in the bytes of a file called `name`; raises as `read_prompts`."""
-    return [line for line in _decode(data, f'Prompt file "{name}"').splitlines() if line.strip()]
+    # Not splitlines(), which also cuts at characters that a prompt may hold.
+    return [line for line in re.split(r"\r\n|\r|\n", _decode(data, f'Prompt file "{name}"')) if line.strip()]
 
 
 def load_config(file: str | Path) -> AppConfig:
@@ -105,14 +121,16 @@ def load_config(file: str | Path) -> AppConfig:
         raise ConfigError(
             f'Configuration file "{file}" is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.'
         ) from error
-    except _DuplicateKey as error:
-        raise ConfigError(f'Configuration file "{file}" has the key "{error}" twice. Remove one of them.') from error
+    except _RefusedError as error:
+        raise ConfigError(f'Configuration file "{file}": {error}') from error
     if not isinstance(content, dict):
         raise ConfigError(f'Configuration file "{file}" holds a {_json_type(content)}. Expected an object: {{"models": ...}}.')
     try:
         config = AppConfig.model_validate(_with_specs(content, file.parent))
     except ValidationError as error:
         raise ConfigError(f'Configuration file "{file}": {_sentence(error, content)}') from error
+    except _RefusedError as error:
+        raise ConfigError(f'Configuration file "{file}": {error}') from error
     if config.default_model and config.default_model not in config.models:
         raise ConfigError(
             f'Configuration file "{file}": default_model is "{config.default_model}", which is not among its models.'
@@ -124,15 +142,15 @@ def load_config(file: str | Path) -> AppConfig:
     return config
 
 
-class _DuplicateKey(Exception):
-    pass
+class _RefusedError(Exception):
+    """A sentence about the content of the file, without the file's name."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise _DuplicateKey(key)
+            raise _RefusedError(f'the key "{key}" is there twice. Remove one of them.')
         result[key] = value
     return result
 
@@ -169,7 +187,10 @@ def _spec(name: str, value: Any, folder: Path) -> Any:
         value = {"path": value}
     if not isinstance(value, dict):
         return value
-    paths = {key: _resolve(value[key], folder) for key in ("path", "adapter", "base", "chat_template") if isinstance(value.get(key), str)}
+    if "name" in value:
+        raise _RefusedError(_unknown_key(["models", name, "name"]))
+    value = {key: entry for key, entry in value.items() if not (key in _PATHS and entry == "")}
+    paths = {key: _resolve(value[key], folder) for key in _PATHS if isinstance(value.get(key), str)}
     bare = {"path": str(MODEL_DIR)} if name == DEMO and "path" not in value else {}
     return {**bare, **value, **paths, "name": name}
 
@@ -192,8 +213,7 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        valid = [name for name in (ModelSpec if path[0] == "models" else AppConfig).model_fields if name != "name"]
-        return f'unknown key "{key}".' + _nearest(path[-1], valid)
+        return _unknown_key(path)
     value = json.dumps(_at(content, path), ensure_ascii=False, default=str)
     expected = {
         "bool_type": "true or false",
@@ -206,8 +226,13 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
     if expected is None:
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         expected = message.removeprefix("expected ")
-    nearest = _nearest(value.strip('"'), list(Dtype.__args__)) if path[-1] == "dtype" else ""  # type: ignore[attr-defined]
-    return f"{key} is {value}. Expected {expected}.{nearest}"
+    close = difflib.get_close_matches(value.strip('"'), list(get_args(Dtype)), n=1, cutoff=0.5) if path[-1] == "dtype" else []
+    return f"{key} is {value}. Expected {expected}." + (f' Did you mean "{close[0]}"?' if close else "")
+
+
+def _unknown_key(path: list[str]) -> str:
+    valid = [name for name in (ModelSpec if path[0] == "models" else AppConfig).model_fields if name != "name"]
+    return f'unknown key "{".".join(path)}".' + _nearest(path[-1], valid)
 
 
 def _at(content: Any, path: list[str]) -> Any:

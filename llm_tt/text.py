@@ -7,11 +7,14 @@ part of a UTF-8 character is shown by its bytes, as `<0xE2><0x80>`. Views pass i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 _MARKS = {" ": "\u00b7", "\n": "\u23ce", "\r": "\u240d", "\t": "\u21e5"}
+# A byte token of sentencepiece that is a character by itself.
+_ASCII_BYTE = re.compile("<0x([0-7][0-9A-F])>")
 _SENTENCEPIECE_SPACE = "\u2581"
 
 
@@ -57,6 +60,8 @@ class TokenTexts:
             table = _byte_of_character()
             if all(character in table for character in piece):
                 return show_bytes(bytes(table[character] for character in piece))
+        if byte := _ASCII_BYTE.fullmatch(piece):
+            return chr(int(byte[1], 16))
         return piece.replace(_SENTENCEPIECE_SPACE, " ")
 
 

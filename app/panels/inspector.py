@@ -12,7 +12,7 @@ from app.session import Service
 from llm_tt.engine.messages import EdgeReport, Explanation, InspectEdge, InspectNode, NodeReport
 from llm_tt.errors import LlmTtError
 from llm_tt.flow.graph import Edge, FlowGraph, Node
-from llm_tt.lens.vocabulary import TokenTable
+from llm_tt.lens.token_table import TokenTable
 from llm_tt.text import visible
 
 _KINDS = {
@@ -97,11 +97,11 @@ def _top_tokens(top: TokenTable, block: str | None) -> None:
         hide_index=True,
         height=340,
         column_config={
-            "rank": st.column_config.NumberColumn("#", width=36, help="Rank; 1 is the highest score of the vocabulary."),
+            "rank": st.column_config.NumberColumn("#", width=40, help="Rank; 1 is the highest score of the vocabulary."),
             "token": st.column_config.TextColumn("token", help="A dot is a space, as in ·Mary."),
             "score": st.column_config.NumberColumn("score", width=58, format="%.2f", help="Logit, if this were the last layer."),
             "probability": st.column_config.ProgressColumn(
-                "p", width=100, min_value=0, max_value=1, format="%.3f", help="Softmax of the scores."
+                "p", width=84, min_value=0, max_value=1, format="%.3f", help="Softmax of the scores."
             ),
             "moved": st.column_config.NumberColumn(
                 "moved", width=58, format="%+d", help=f"Ranks gained (+) or lost (-) against the representation before the {block} block."

@@ -28,9 +28,10 @@ def show(service: Service) -> None:
     conversation = session.conversation()
     conversation.ask(service.engine, question)
     _progress(service, conversation)
-    if conversation.answer is None:
-        return
     explanation = conversation.answer
+    if explanation is None or (explanation.trace != trace and conversation.phase != "working"):
+        # While the new question is worked on, the old graph stays; an error must not stand over the graph of something else.
+        return
     left, right = st.columns([2, 1], gap="medium")
     with left:
         graph.show(explanation, service.config.debug)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import uuid
@@ -61,7 +62,11 @@ class JobQueue:
             self._jobs[job_id] = job
             for old in [key for key, value in self._jobs.items() if value.ended.is_set()][:-_KEPT]:
                 del self._jobs[old]
-        self._pool.submit(self._run, job, work)
+            try:
+                self._pool.submit(self._run, job, work)
+            except RuntimeError as error:
+                del self._jobs[job_id]
+                raise LlmTtError("The server is closing or was given another configuration. Run it again.") from error
         return job_id
 
     def status(self, job_id: str) -> JobStatus:
@@ -73,8 +78,8 @@ class JobQueue:
         status = job.status
         if status.state == "queued":
             with self._lock:
-                before = list(self._jobs)[: list(self._jobs).index(job_id)]
-                status = replace(status, position=sum(self._jobs[key].status.state == "queued" for key in before))
+                before = list(itertools.takewhile(lambda other: other is not job, self._jobs.values()))
+            status = replace(status, position=sum(other.status.state == "queued" for other in before))
         return status if status.finished else replace(status, seconds=time.monotonic() - job.started)
 
     def wait(self, job_id: str, timeout: float | None = None) -> JobStatus:
@@ -103,7 +108,8 @@ class JobQueue:
         with self._lock:
             for job in self._jobs.values():
                 job.cancelled.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        # Queued jobs are not thrown away: each starts, finds itself cancelled and ends, so that nobody waits for it for ever.
+        self._pool.shutdown(wait=False)
 
     def _job(self, job_id: str) -> _Job:
         with self._lock:

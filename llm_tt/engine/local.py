@@ -64,23 +64,30 @@ class _Cache(Generic[_Key, _Value]):
         self._cost = cost
         self._lock = threading.Lock()
         self._values: OrderedDict[_Key, _Value] = OrderedDict()
-        self._making: dict[_Key, threading.Lock] = {}
+        self._making: dict[_Key, tuple[threading.Lock, int]] = {}
+        """A lock for each key that is being made, and how many threads want it"""
 
     def get(self, key: _Key, make: Callable[[], _Value]) -> _Value:
         with self._lock:
-            making = self._making.setdefault(key, threading.Lock())
-        with making:
+            making, wanted = self._making.get(key, (threading.Lock(), 0))
+            self._making[key] = making, wanted + 1
+        try:
+            with making:
+                with self._lock:
+                    if key in self._values:
+                        self._values.move_to_end(key)
+                        return self._values[key]
+                value = make()
+                with self._lock:
+                    self._values[key] = value
+                    while len(self._values) > 1 and sum(map(self._cost, self._values.values())) > self._budget:
+                        self._values.popitem(last=False)
+                return value
+        finally:
             with self._lock:
-                if key in self._values:
-                    self._values.move_to_end(key)
-                    return self._values[key]
-            value = make()
-            with self._lock:
-                self._values[key] = value
-                self._making.pop(key, None)
-                while len(self._values) > 1 and sum(map(self._cost, self._values.values())) > self._budget:
-                    self._values.popitem(last=False)
-            return value
+                making, wanted = self._making.pop(key)
+                if wanted > 1:
+                    self._making[key] = making, wanted - 1
 
     def discard(self, unwanted: Callable[[_Key], bool]) -> None:
         with self._lock:
@@ -175,8 +182,7 @@ class LocalEngine:
             if self._config.demo_mode:
                 raise ModelError(f'Model "{key.name}" is not offered here. Choose one of: {", ".join(self._config.models)}.')
             spec = ModelSpec.named(key.name)
-        changes = {"device": key.device, "dtype": key.dtype}
-        return spec.model_copy(update={name: value for name, value in changes.items() if value != "auto"})
+        return spec.changed(device=None if key.device == "auto" else key.device, dtype=None if key.dtype == "auto" else key.dtype)
 
     def _loaded(self, key: ModelKey, progress: Progress) -> _Loaded:
         def load() -> _Loaded:

@@ -6,13 +6,11 @@ A question names its model and prompt in full, so that any engine can answer it,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
-
-if TYPE_CHECKING:
-    from llm_tt.lens.vocabulary import TokenTable
-    from llm_tt.models.transparent_llm import ModelInfo
+from llm_tt.lens.token_table import TokenTable
+from llm_tt.models.info import ModelInfo
 
 
 @dataclass(frozen=True)

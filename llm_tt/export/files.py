@@ -21,6 +21,7 @@ JSON_VERSION = 1
 
 _COLOURS = {"attention": "#0072B2", "ffn": "#009E73", "residual": "#7f7f7f"}
 _SPACING = 110
+_NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _EXTERNAL = re.compile(r'<(?:link|script)\b[^>]*(?:href|src)="https?://[^"]*"[^>]*?(?:/>|>(?:\s*</script>)?)', re.IGNORECASE)
 
 
@@ -59,30 +60,32 @@ def to_graphml(graph: FlowGraph, model: str) -> str:
     """GraphML, whose attributes are numbers and text: an edge's heads are JSON text."""
     source = graph.to_networkx()
     result = nx.MultiDiGraph(
-        model=model, target=graph.target, threshold=graph.threshold, renormalized=graph.renormalized, n_layers=graph.n_layers
+        model=_xml_text(model), target=graph.target, threshold=graph.threshold, renormalized=graph.renormalized, n_layers=graph.n_layers
     )
     for name, attributes in source.nodes(data=True):
         result.add_node(name, **{**attributes, "text": _xml_text(attributes["text"])})
     for tail, head, key, attributes in source.edges(keys=True, data=True):
         heads = {"heads": json.dumps(attributes["heads"])} if "heads" in attributes else {}
-        result.add_edge(tail, head, key=key, weight=attributes["weight"], **heads)
+        # The key becomes the edge's id, which GraphML wants unique in the file.
+        result.add_edge(tail, head, key=f"{tail}-{head}-{key}", kind=key, weight=attributes["weight"], **heads)
     return "\n".join(nx.generate_graphml(result)) + "\n"
 
 
 def _xml_text(text: str) -> str:
-    """Control characters, which XML cannot hold, as `\\x00`."""
-    return "".join(character if character >= " " or character in "\t\n\r" else f"\\x{ord(character):02x}" for character in text)
+    """What XML cannot hold, and the carriage return that its readers turn into a newline, as `\\x00`."""
+    return _NOT_XML.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def to_html(graph: FlowGraph, model: str) -> str:
-    """A page of its own that draws the graph with pyvis; works offline, token text is escaped."""
+    """A page of its own that draws the graph with pyvis; works offline; token text is never markup."""
     from pyvis.network import Network
 
     network = Network(height="96vh", width="100%", directed=True, cdn_resources="in_line")
     network.toggle_physics(False)
     for name, attributes in graph.to_networkx().nodes(data=True):
         node = Node.parse(name)
-        text = html.escape(visible(attributes["text"]))
+        # Not escaped: it is drawn on a canvas, and pyvis keeps `<` out of the page's script.
+        text = visible(attributes["text"])
         label = text if node.kind == "X" or node == graph.root else name
         network.add_node(
             name,

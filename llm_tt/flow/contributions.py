@@ -118,8 +118,13 @@ def neuron_contributions(trace: Trace, layer: int, position: int) -> Tensor:
 
 def proximity(parts: Tensor, whole: Tensor) -> Tensor:
     """max(0, ||x||_1 - ||x - p||_1) over the last dimension, without the cancellation; `parts` and `whole` broadcast."""
-    aligned = parts * whole.sign()
+    aligned = parts * _signs(whole)
     return torch.minimum(aligned, 2 * whole.abs() - aligned).sum(-1).clamp_min(0)
+
+
+def _signs(whole: Tensor) -> Tensor:
+    """+1 or -1; `sign` would lose what a part does to an entry that is exactly 0."""
+    return torch.where(whole < 0, -1.0, 1.0)
 
 
 def scaled_proximity(units: Tensor, scales: Tensor, wholes: Tensor, unit: Tensor, whole: Tensor) -> Tensor:
@@ -127,7 +132,7 @@ def scaled_proximity(units: Tensor, scales: Tensor, wholes: Tensor, unit: Tensor
 
     units: [*, d]; wholes: [*, d]; scales: [N]; unit, whole: [N] row numbers. Returns [N].
     """
-    signs, limits = wholes.sign(), 2 * wholes.abs()
+    signs, limits = _signs(wholes), 2 * wholes.abs()
     result = torch.empty_like(scales)
     for start in range(0, len(scales), _ROWS):
         piece = slice(start, start + _ROWS)
@@ -230,7 +235,7 @@ def _edge_proximities(alpha: Tensor, values: Tensor, weight: Tensor, whole: Tens
     """
     n_heads, _, n_sources = alpha.shape
     values = values.float().repeat_interleave(n_heads // values.shape[0], dim=0)
-    aligned_values = torch.einsum("pd,hed->hpe", whole.sign(), weight)
+    aligned_values = torch.einsum("pd,hed->hpe", _signs(whole), weight)
     upper = alpha * (aligned_values @ values.transpose(1, 2))
     # By Cauchy and Schwarz no entry of values @ weight is larger than this.
     largest = values.norm(dim=-1) * weight.norm(dim=1).amax(-1)[:, None]

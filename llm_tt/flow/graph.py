@@ -23,7 +23,7 @@ DEFAULT_THRESHOLD = 0.04
 EdgeKey = Literal["attention", "residual", "ffn"]
 NodeKind = Literal["X", "A", "M", "I"]
 
-_NODE = re.compile(r"X0_(?P<token>\d+)|(?P<kind>[AMI])(?P<layer>\d+)_(?P<position>\d+)")
+_NODE = re.compile(r"X0_(?P<token>\d{1,9})|(?P<kind>[AMI])(?P<layer>\d{1,9})_(?P<position>\d{1,9})", re.ASCII)
 
 
 class EdgeKind(IntEnum):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from llm_tt.config import ModelSpec
 from llm_tt.errors import ModelError
-from llm_tt.models.transparent_llm import TransparentLlm
 from llm_tt.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from llm_tt.models.transparent_llm import TransparentLlm
 
 
 def load_model(
@@ -48,11 +51,10 @@ def load_unchecked(
 ) -> TransparentLlm:
     """As `load_model`, for callers that check the identities themselves (`llm_tt.models.identities`)."""
     if isinstance(model, str):
-        if not model.strip():
-            raise ModelError('No model is named. Give a folder, a hub name, or "demo".')
         model = ModelSpec.named(model)
-    changes = {"adapter": adapter, "device": None if device == "auto" else device, "dtype": None if dtype == "auto" else dtype}
-    spec = model.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    if not (model.path or model.name).strip():
+        raise ModelError('No model is named. Give a folder, a hub name, or "demo".')
+    spec = model.changed(adapter=adapter, device=None if device == "auto" else device, dtype=None if dtype == "auto" else dtype)
 
     from llm_tt.models.checkpoints import load_checkpoint
 

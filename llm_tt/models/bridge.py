@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_tt.errors import ModelError, OutOfMemoryError
+from llm_tt.errors import ModelError, OutOfMemoryError, PromptError
+from llm_tt.models import identities
 from llm_tt.models.blocks import BlockRecipe, attention_windows, recipe, softmax_scale
 from llm_tt.models.memory import require_memory
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern
@@ -44,17 +45,21 @@ class BridgeLlm(TransparentLlm):
         self._tokenizer = tokenizer
         self._texts = TokenTexts(tokenizer)
         self._lock = threading.RLock()
+        who = f"{name} (model type {self._config.model_type!r})"
+        probe = identities.probe(int(hf_model.get_input_embeddings().weight.shape[0]))
+        probe = probe[: getattr(self._config, "max_position_embeddings", None)]
+        plain_logits = _last_logits(hf_model, probe)
         try:
             # The label is no model name: with a model given, the bridge only shows it.
             self._bridge: Any = TransformerBridge.boot_transformers(
                 f"llm-tt/{self._config.model_type}", hf_model=hf_model, tokenizer=bridge_tokenizer, dtype=hf_model.dtype
             )
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise ModelError(
-                f"TransformerLens cannot take {name} apart (model type {self._config.model_type!r}): {str(error).splitlines()[0]} "
+                f"TransformerLens cannot take {who} apart: {str(error).splitlines()[0]} "
                 "Implement llm_tt.TransparentLlm for it, or choose another model."
             ) from error
-        self._require_sequential_blocks(name)
+        self._require_sequential_blocks(who)
         cfg = self._bridge.cfg
         d_head = int(self._bridge.blocks[0].attn.W_O.shape[1])
         self.info = ModelInfo(
@@ -76,23 +81,36 @@ class BridgeLlm(TransparentLlm):
             adapter=adapter,
         )
         self._windows = attention_windows(self._config, self.info.n_layers)
+        error = identities.relative_error(self.last_logits(probe), plain_logits)
+        if not error <= identities.TOLERANCE[self.info.torch_dtype]:
+            raise ModelError(
+                f"TransformerLens computes other logits for {who} than the model itself (relative error {error:.1e}). "
+                "Likely cause: an option in its config.json that TransformerLens ignores. Nothing would be shown correctly."
+            )
 
-    def _require_sequential_blocks(self, name: str) -> None:
+    def _require_sequential_blocks(self, who: str) -> None:
         hooks = self._bridge.hook_dict
-        if "blocks.0.attn.hook_pattern" not in hooks or "blocks.0.mlp.hook_post" not in hooks:
-            raise ModelError(
-                f"{name} (model type {self._config.model_type!r}) has blocks without softmax attention or without a plain FFN; "
-                "they cannot be decomposed into heads and neurons here."
-            )
-        if "blocks.0.hook_resid_mid" not in hooks:
-            raise ModelError(
-                f"{name} (model type {self._config.model_type!r}) runs attention and FFN in parallel; "
-                "only blocks that run one after the other are supported."
-            )
+        if getattr(self._config, "do_layer_norm_before", True) is False:
+            raise ModelError(f"{who} normalises after its blocks; only blocks that normalise what they read are supported.")
+        for layer, block in enumerate(self._bridge.blocks):
+            if f"blocks.{layer}.attn.hook_pattern" not in hooks:
+                raise ModelError(f"{who} has no softmax attention in layer {layer}, so that nothing there can be given to single heads.")
+            if f"blocks.{layer}.hook_resid_mid" not in hooks:
+                raise ModelError(
+                    f"{who} runs attention and FFN in parallel in layer {layer}; only blocks that run one after the other are supported."
+                )
+            if not hasattr(block.mlp, "W_out") or f"blocks.{layer}.mlp.hook_post" not in hooks:
+                raise ModelError(
+                    f"{who} has no plain FFN in layer {layer} (a mixture of experts, for example); its neurons cannot be shown."
+                )
 
     # --- text
 
     def encode(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(f"The prompt is not UTF-8 text (character {error.start}). Convert it to UTF-8.") from error
         # A prompt that spells out its own BOS, as chat templates do, must not get a second one.
         bos = self._tokenizer.bos_token
         return self._tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids
@@ -118,11 +136,10 @@ class BridgeLlm(TransparentLlm):
         return recorder.embedding, tuple(recorder.blocks)
 
     def last_logits(self, token_ids: Sequence[int]) -> Tensor:
-        ids = torch.tensor([list(token_ids)], device=self.info.device)
-        with self._lock, torch.inference_mode():
-            logits = self._bridge(ids, use_cache=False, logits_to_keep=1)
+        with self._lock:
+            logits = _last_logits(self._bridge, token_ids, self.info.device)
             self._forget_patterns()
-            return logits[0, -1].float().cpu()
+            return logits
 
     def _forget_patterns(self) -> None:
         # Families with one joint q-k-v projection keep the last pattern in the module.
@@ -245,6 +262,14 @@ class _Recorder:
             self._progress(f"Tracing layer {layer + 1} of {self._llm.info.n_layers}", (layer + 1) / self._llm.info.n_layers)
 
         return finish
+
+
+def _last_logits(model: Any, token_ids: Sequence[int], device: Any = None) -> Tensor:
+    """[V] float32 on the CPU, from a Hugging Face model or a bridge."""
+    ids = torch.tensor([list(token_ids)], device=device or model.device)
+    with torch.inference_mode():
+        output = model(ids, use_cache=False, logits_to_keep=1)
+    return getattr(output, "logits", output)[0, -1].float().cpu()
 
 
 def _float32(tensor: Tensor | None) -> Any:

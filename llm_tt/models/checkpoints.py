@@ -74,7 +74,8 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
     import transformers
 
     where, adapter = _locate(spec)
-    if (folder := Path(where)).is_dir():
+    folder, is_folder = Path(where), os.path.isdir(where)
+    if is_folder:
         _require_complete(folder, spec)
     device = resolve_device(spec.device)
     hub: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
@@ -89,7 +90,7 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
     bridge_tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_source, **hub)
 
     dtype = resolve_dtype(spec.dtype, device, getattr(config, "dtype", None))
-    if folder.is_dir():
+    if is_folder:
         _require_weights_fit(folder, spec.name, dtype, getattr(config, "dtype", None) or torch.float32, device)
     progress(f"Loading the weights of {spec.name}", 0.1)
     options: dict[str, Any] = {**hub, "dtype": dtype, "attn_implementation": "eager"}
@@ -112,26 +113,40 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
 def _locate(spec: ModelSpec) -> tuple[str, str | None]:
     """The folder or hub name of the weights, and the adapter's folder, if any."""
     where, adapter = spec.path or spec.name, spec.adapter
-    if _is_path(where) and not Path(where).is_dir():
-        raise ModelError(f'Model folder "{where}" does not exist. Correct the path of "{spec.name}" in the configuration.')
-    if (Path(where) / "adapter_config.json").is_file() and not (Path(where) / "config.json").is_file():
+    if _is_path(where) and not os.path.isdir(where):
+        entry = "the path" if where == spec.name else f'the path of "{spec.name}" in the configuration'
+        raise ModelError(f'Model folder "{where}" does not exist. Check {entry}.')
+    if os.path.isdir(where) and (Path(where) / "adapter_config.json").is_file() and not (Path(where) / "config.json").is_file():
         where, adapter = spec.base or _base_of(Path(where)), where
     if spec.base and spec.adapter:
         where = spec.base
-    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise ModelError(f'Adapter folder "{adapter}" has no adapter_config.json. Name the folder that PEFT saved.')
+    if adapter is not None:
+        _require_adapter(Path(adapter), spec)
     return where, adapter
 
 
+def _require_adapter(folder: Path, spec: ModelSpec) -> None:
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(f'Adapter folder "{folder}" has no adapter_config.json. Name the folder that PEFT saved.')
+    if next(folder.glob("*.safetensors"), None) is None and not spec.allow_pickle:
+        raise ModelError(
+            f'Adapter folder "{folder}" has no weights in safetensors (adapter_model.safetensors). Save it with safe_serialization=True, '
+            'or set "allow_pickle": true for this model if you trust its pickle.'
+        )
+
+
 def _base_of(adapter: Path) -> str:
-    base = json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    try:
+        base = json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f'The adapter_config.json in "{adapter}" is not valid: {error}. Save the adapter again.') from error
     if not base:
         raise ModelError(f'Adapter folder "{adapter}" does not say which model it belongs to. Set "base" in the configuration.')
     return base
 
 
 def _is_path(where: str) -> bool:
-    return where.startswith(("/", "./", "../", "~")) or where.endswith("/") or where.count("/") > 1 or Path(where).is_dir()
+    return where.startswith(("/", "./", "../", "~")) or where.endswith("/") or where.count("/") > 1 or os.path.isdir(where)
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -170,10 +185,11 @@ def _merge(model: Any, adapter: str, spec: ModelSpec) -> Any:
 
     try:
         return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except (RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:
+        # Damaged files surface as the private exceptions of safetensors.
         raise ModelError(
-            f'Adapter "{adapter}" does not fit the base model of "{spec.name}": {str(error).strip().splitlines()[0]} '
-            'Set "base" to the model it was trained on.'
+            f'Adapter "{adapter}" is damaged or does not fit the base model of "{spec.name}": {_first_line(error)} '
+            'Set "base" to the model it was trained on, or save the adapter again.'
         ) from error
 
 

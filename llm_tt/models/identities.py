@@ -14,7 +14,7 @@ from torch import Tensor
 from llm_tt.errors import ModelError
 from llm_tt.models.transparent_llm import Trace, TransparentLlm
 
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 _CAUSES = {
     "attention parts": "an adapter that is not merged, or a norm, gate or scale between the heads and the residual stream",
     "neuron parts": "an adapter that is not merged, or a norm, gate or scale between the neurons and the residual stream",
@@ -67,16 +67,20 @@ class IdentityReport:
         return None
 
 
-def check(llm: TransparentLlm, n_tokens: int = 12) -> IdentityReport:
-    """Trace a short prompt of ids spread over the vocabulary and measure every identity at every layer."""
-    count = min(n_tokens, llm.info.n_ctx)
+def probe(d_vocab: int) -> list[int]:
+    """The prompt of the check: a dozen token ids spread over the vocabulary."""
     # A stride coprime to most vocabulary sizes: reproducible, no token twice, no special-token cluster.
-    ids = [(7 + 101 * index) % llm.info.d_vocab for index in range(count)]
+    return [(7 + 101 * index) % d_vocab for index in range(12)]
+
+
+def check(llm: TransparentLlm) -> IdentityReport:
+    """Trace a short prompt and measure every identity at every layer."""
+    ids = probe(llm.info.d_vocab)[: llm.info.n_ctx]
     trace = llm.trace(ids)
     with torch.inference_mode():
         layers = tuple(_layer_errors(trace, layer) for layer in range(trace.n_layers))
-    logits = _relative(trace.logits(-1), llm.last_logits(ids))
-    return IdentityReport(count, _TOLERANCE[llm.info.torch_dtype], layers, logits)
+    logits = relative_error(trace.logits(-1), llm.last_logits(ids))
+    return IdentityReport(len(ids), TOLERANCE[llm.info.torch_dtype], layers, logits)
 
 
 def require(llm: TransparentLlm) -> IdentityReport:
@@ -104,11 +108,11 @@ def _layer_errors(trace: Trace, layer: int) -> LayerErrors:
     before = trace.resid_pre(layer).float()
     mid = before + block.attn_out.float()
     post = block.resid_mid.float() + block.ffn_out.float()
-    residual = max(_relative(mid, block.resid_mid), _relative(post, block.resid_post))
+    residual = max(relative_error(mid, block.resid_mid), relative_error(post, block.resid_post))
     return LayerErrors(
         layer,
-        attention=_relative(attention if bias is None else attention + bias, block.attn_out),
-        neurons=_relative(neurons if out_bias is None else neurons + out_bias, block.ffn_out),
+        attention=relative_error(attention if bias is None else attention + bias, block.attn_out),
+        neurons=relative_error(neurons if out_bias is None else neurons + out_bias, block.ffn_out),
         residual=residual,
         future=float(pattern.triu(1).abs().max()),
     )
@@ -119,6 +123,7 @@ def _per_query_head(values: Tensor, n_heads: int) -> Tensor:
     return values.repeat_interleave(n_heads // values.shape[0], dim=0)
 
 
-def _relative(value: Tensor, reference: Tensor) -> float:
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """||value - reference|| / ||reference||, Frobenius."""
     reference = reference.float()
     return float((value - reference).norm() / reference.norm().clamp_min(torch.finfo(torch.float32).tiny))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psutil
 import torch
 
@@ -55,9 +57,15 @@ def require_memory(info: ModelInfo, n_tokens: int, available: int | None = None)
     budget = int(_RESERVE * (available_bytes(info.device) if available is None else available))
     need = trace_bytes(info, n_tokens)
     if need > budget:
+        longest = longest_prompt(info, budget)
+        ways = [f"shorten the prompt to at most {longest} tokens"] if longest else []
+        half = trace_bytes(replace(info, dtype="bfloat16"), n_tokens)
+        if half < need and half <= budget:
+            ways.append("load the model in half precision")
+        ways.append("unload other models or use a machine with more memory")
         raise OutOfMemoryError(
             f"A trace of {n_tokens} tokens of {info.name} needs about {show_bytes(need)}, but {info.device} has {show_bytes(budget)} to give. "
-            f"Shorten the prompt to at most {longest_prompt(info, budget)} tokens, or load the model in half precision."
+            f"What helps: {'; '.join(ways)}."
         )
 
 

@@ -10,41 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from llm_tt.errors import PromptError, RequestError
+from llm_tt.models.info import ModelInfo
 from llm_tt.progress import Progress, silent
-
-NormKind = Literal["layer", "rms"]
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """The facts of a loaded model."""
-
-    name: str
-    family: str
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    d_model: int
-    d_head: int
-    n_neurons: int
-    d_vocab: int
-    n_ctx: int
-    n_params: int
-    dtype: str
-    device: str
-    norm: NormKind
-    norm_eps: float
-    adapter: str | None = None
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
 
 
 class AttentionPattern(Protocol):

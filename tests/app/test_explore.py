@@ -247,7 +247,7 @@ def test_an_uploaded_prompt_file_that_is_not_utf8_is_refused(start: Start) -> No
 
 def test_an_uploaded_prompt_file_gives_the_examples(start: Start) -> None:
     at = start(DEMO)
-    at.file_uploader(key="prompt_file").set_value(("mine.txt", "The capital of France is\n\nRome is".encode(), "text/plain"))
+    at.file_uploader(key="prompt_file").set_value(("mine.txt", b"The capital of France is\n\nRome is", "text/plain"))
     assert answered(at).selectbox(key="example").options == ["The capital of France is", "Rome is"]
 
 

@@ -1,0 +1,109 @@
+"""Trace and routes of one target against the plain forward pass, GPT-2 small's shape: time in one process, peak memory in two.
+
+    python -m benchmarks.extraction [--tokens 512] [--repeats 7]
+
+The plain forward pass is Hugging Face's own, with SDPA attention and logits of the last token only, which is the least it can cost.
+Peak memory is the operating system's figure for a fresh process that loads the model and does one run; the libraries are imported in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import models
+from llm_tt.flow.routes import extract_routes
+from llm_tt.models.bridge import BridgeLlm
+from llm_tt.models.transparent_llm import Trace
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--peak", choices=["plain", "routes", "idle"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        print(_peak_megabytes(options.peak, options.tokens))
+        return
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, GPT-2 small shape, T = {options.tokens}")
+    times = _times(options.tokens, options.repeats)
+    print(f"plain forward     {times['plain'] * 1000:8.0f} ms")
+    print(f"trace             {times['trace'] * 1000:8.0f} ms   {times['trace'] / times['plain']:.2f} of the plain forward")
+    print(f"extraction        {times['routes'] * 1000:8.0f} ms   {times['routes'] / times['plain']:.2f} of the plain forward")
+    print(f"other threshold   {times['threshold'] * 1000:8.1f} ms   {times['threshold'] / times['plain']:.4f} of the plain forward")
+    print(f"positions reached in a layer: median {times['reached']:.0f}, most {times['most']:.0f}; {times['edges']:.0f} edges")
+    peak = {what: _in_fresh_process(what, options.tokens) for what in ("idle", "plain", "routes")}
+    ratio = peak["routes"] / peak["plain"]
+    above = (peak["routes"] - peak["idle"]) / (peak["plain"] - peak["idle"])
+    print(f"peak memory       plain {peak['plain']:.0f} MB, trace and routes {peak['routes']:.0f} MB: {ratio:.2f}")
+    print(f"                  above the loaded model ({peak['idle']:.0f} MB): {above:.2f}")
+
+
+def _times(n_tokens: int, repeats: int) -> dict[str, float]:
+    """Medians over `repeats` rounds in which plain forward, trace and extraction take turns."""
+    plain, llm = models.gpt2_small("sdpa"), _bridge()
+    ids = models.prompt(n_tokens, llm.info.d_vocab)
+    batch = torch.tensor([ids])
+    rounds: dict[str, list[float]] = {"plain": [], "trace": [], "routes": [], "threshold": []}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = work()
+        rounds[name].append(time.perf_counter() - started)
+        return result
+
+    graph = None
+    for _ in range(repeats + 1):
+        with torch.inference_mode():
+            timed("plain", lambda: plain(batch, use_cache=False, logits_to_keep=1))
+        trace: Trace = timed("trace", lambda: llm.trace(ids))
+        graph = timed("routes", lambda trace=trace: extract_routes(trace))
+        timed("threshold", lambda trace=trace: extract_routes(trace, threshold=0.05))
+    assert graph is not None
+    reached = [len({int(at) for at in graph.destination[graph.layer == layer]}) for layer in range(graph.n_layers)]
+    # The first round warms up and does not count.
+    return {name: statistics.median(values[1:]) for name, values in rounds.items()} | {
+        "reached": statistics.median(reached),
+        "most": max(reached),
+        "edges": graph.n_edges,
+    }
+
+
+def _bridge() -> BridgeLlm:
+    model = models.gpt2_small("eager")
+    size = model.config.vocab_size
+    return BridgeLlm("gpt2-small-shape", model, models.tokenizer(size), models.tokenizer(size))
+
+
+def _peak_megabytes(what: str, n_tokens: int) -> float:
+    if what == "routes":
+        llm = _bridge()
+        extract_routes(llm.trace(models.prompt(n_tokens, llm.info.d_vocab)))
+    else:
+        plain = models.gpt2_small("sdpa")
+        # The same tokenizers in memory as above, so that the difference is the run.
+        kept = [models.tokenizer(plain.config.vocab_size) for _ in range(2)]
+        if what == "plain":
+            with torch.inference_mode():
+                plain(torch.tensor([models.prompt(n_tokens, len(kept[0]))]), use_cache=False, logits_to_keep=1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _in_fresh_process(what: str, n_tokens: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.extraction", "--tokens", str(n_tokens), "--peak", what]
+    return float(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    main()

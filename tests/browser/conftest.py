@@ -1,0 +1,25 @@
+"""The real app and a headless Chromium for every test here; skipped, with the reason, where there is no Chromium."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running_app import CHROMIUM, ROOT, App, start_app, stop_app
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+            if CHROMIUM is None:
+                item.add_marker(pytest.mark.skip(reason="no Chromium on this machine: apt-get install chromium"))
+
+
+@pytest.fixture(scope="session")
+def app() -> Iterator[App]:
+    """The app on config/local.json, as `make run` starts it."""
+    process, running = start_app(ROOT / "config" / "local.json")
+    yield running
+    stop_app(process)

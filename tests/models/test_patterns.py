@@ -1,0 +1,103 @@
+"""Attention patterns: stored or recomputed, always the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from families import ATTENTION_VARIANTS, FAMILIES, WINDOW, token_ids
+
+from llm_tt.models import bridge
+from llm_tt.models.patterns import RecomputedPattern, StoredPattern
+
+N_TOKENS = 60
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *ATTENTION_VARIANTS])
+@pytest.mark.parametrize("kind", [RecomputedPattern, StoredPattern])
+def test_rows_equal_the_attention_probabilities_of_plain_transformers(
+    name: str, kind: type, model: Callable, plain_run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = model(name)
+    if kind is StoredPattern:
+        monkeypatch.setattr(llm, "pattern", lambda layer, probabilities, queries, keys: StoredPattern(probabilities))
+    for layer, block in enumerate(llm.trace(token_ids(N_TOKENS)).blocks):
+        assert isinstance(block.pattern, kind)
+        expected = plain_run(name, N_TOKENS).layers[layer].alpha
+        rows = block.pattern.rows(range(N_TOKENS))
+        assert rows.dtype == torch.float32
+        assert rows.shape == expected.shape
+        assert float((rows - expected).abs().max()) <= 1e-5
+        assert (rows.triu(1) == 0).all()
+        some = block.pattern.rows([N_TOKENS - 1, 0, 5])
+        assert torch.allclose(some, rows[:, [N_TOKENS - 1, 0, 5]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "windowed"),
+    [
+        ("mistral", (True, True, True)),
+        ("gpt_neo", (False, True)),
+        ("qwen2_sliding", (False, True, True)),
+        ("qwen2_window_off", (False,) * 3),
+    ],
+)
+def test_layers_with_a_window_see_no_further_than_it(name: str, windowed: tuple[bool, ...], model: Callable) -> None:
+    blocks = model(name).trace(token_ids(N_TOKENS)).blocks
+    for block, is_windowed in zip(blocks, windowed, strict=True):
+        rows = block.pattern.rows(range(N_TOKENS))
+        beyond = rows.tril(-WINDOW)
+        assert (float(beyond.abs().max()) == 0) == is_windowed
+        assert float(rows[:, N_TOKENS - 1, N_TOKENS - WINDOW].max()) > 0, "the window's own last token is seen"
+
+
+def test_a_short_prompt_keeps_its_pattern_and_a_long_one_its_queries_and_keys(model: Callable) -> None:
+    for n_tokens, kind in ((5, StoredPattern), (60, RecomputedPattern)):
+        block = model("llama").trace(token_ids(n_tokens)).blocks[0]
+        assert isinstance(block.pattern, kind)
+        stored = 4 * n_tokens * n_tokens * 4
+        recomputed = (4 + 2) * n_tokens * 8 * 4
+        assert block.pattern.nbytes == min(stored, recomputed)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral"])
+def test_a_recomputation_that_would_be_wrong_is_not_used(
+    name: str, model: Callable, plain_run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = bridge.softmax_scale
+    monkeypatch.setattr(
+        bridge, "softmax_scale", lambda config, layer, d_head: original(config, layer, d_head) * (1.01 if layer == 1 else 1)
+    )
+    blocks = model(name).trace(token_ids(N_TOKENS)).blocks
+    assert [type(block.pattern) for block in blocks] == [RecomputedPattern, StoredPattern, RecomputedPattern]
+    assert float((blocks[1].pattern.rows(range(N_TOKENS)) - plain_run(name, N_TOKENS).layers[1].alpha).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("wrong", [None, WINDOW + 1, WINDOW - 1])
+def test_a_wrong_window_is_not_used_either(wrong: int | None, model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = model("mistral")
+    monkeypatch.setattr(llm, "_windows", [wrong] * 3)
+    assert {type(block.pattern) for block in llm.trace(token_ids(N_TOKENS)).blocks} == {StoredPattern}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neo"])
+def test_half_precision_rows_are_float32_and_sum_to_one(name: str, dtype: str, model: Callable) -> None:
+    for n_tokens in (5, N_TOKENS):
+        for block in model(name, dtype).trace(token_ids(n_tokens)).blocks:
+            rows = block.pattern.rows(range(n_tokens))
+            assert rows.dtype == torch.float32
+            assert torch.allclose(rows.sum(-1), torch.ones(()), atol=2e-2)
+            assert (rows.triu(1) == 0).all()
+
+
+def test_recomputed_rows_by_hand() -> None:
+    """Two query heads on one key head, window 2."""
+    queries = torch.tensor([[[1.0], [2.0], [3.0]], [[0.0], [0.0], [0.0]]])
+    keys = torch.tensor([[[0.5], [1.0], [2.0]]])
+    rows = RecomputedPattern(queries, keys, scale=0.5, window=2).rows([2, 0])
+    weights = torch.tensor([1.5 * 1.0, 1.5 * 2.0]).softmax(0)
+    assert torch.allclose(rows[0, 0], torch.tensor([0.0, *weights.tolist()]))
+    assert torch.allclose(rows[1, 0], torch.tensor([0.0, 0.5, 0.5]))
+    assert torch.equal(rows[:, 1], torch.tensor([[1.0, 0.0, 0.0]] * 2))
