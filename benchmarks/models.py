@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-_PEAKEDNESS = 18.0
-"""Factor on queries and keys: with it a head gives about half of its attention to one token"""
-_ATTENTION_GAIN = 6.0
-"""Factor on attention's output: with it routes spread over tens of positions, as they do in trained models"""
+_PEAKEDNESS = 30.0
+"""Factor on queries and keys: with it a head gives about two thirds of its attention to one token"""
+_HEAD_SPREAD = 1.5
+"""Standard deviation of the logarithm of each head's factor: as in trained models, a few heads of a layer do most of the work"""
+_HEAD_GAIN = 8.0
+"""Median of that factor; with it routes spread over tens of positions"""
 
 
 def gpt2_small(attention: str, seed: int = 0) -> Any:
@@ -24,7 +26,8 @@ def gpt2_small(attention: str, seed: int = 0) -> Any:
         d = block.attn.c_attn.weight.shape[0]
         block.attn.c_attn.weight[:, : 2 * d] *= _PEAKEDNESS**0.5
         block.attn.c_attn.bias[2 * d :].normal_(std=0.1)
-        block.attn.c_proj.weight *= _ATTENTION_GAIN
+        gains = _HEAD_GAIN * torch.exp(_HEAD_SPREAD * torch.randn(block.attn.num_heads))
+        block.attn.c_proj.weight *= gains.repeat_interleave(block.attn.head_dim)[:, None]
         block.attn.c_proj.bias.normal_(std=0.02)
         block.mlp.c_proj.bias.normal_(std=0.02)
     return model

@@ -363,7 +363,7 @@ def test_options_go_before_the_configuration(run: Callable, config: Callable) ->
         ('{"models": {"small": {"pth": "here"}}}', ['unknown key "models.small.pth"', 'Did you mean "path"?']),
         ('{"models": {"small": {"path": 3}}}', ["models.small.path is 3", "Expected a text"]),
         ('{"models": {"small": {"dtype": "float23"}}}', ["models.small.dtype", "float23", 'Did you mean "float32"?']),
-        ('{"models": {}, "models": {}}', ['has the key "models" twice']),
+        ('{"models": {}, "models": {}}', ['the key "models" is there twice']),
     ],
 )
 def test_a_configuration_that_is_wrong_gets_a_sentence(text: str, words: list[str], run: Callable, config: Callable) -> None:

@@ -34,6 +34,8 @@ _BOUND_AGREEMENT = 1e-6
 """Relative distance of the two bounds at which the upper one is taken for the proximity"""
 _NEGLIGIBLE_TOTAL = 1e-7
 """Parts that all together have less than this share of their node may be off by it"""
+_UNIT_BYTES = 64 * 2**20
+"""Value-output vectors are made for as many heads at a time as fit into this"""
 _ROWS = 256
 """Parts summed element by element at a time: a few hundred rows of d floats stay in a core's cache"""
 
@@ -231,7 +233,7 @@ def _edge_proximities(alpha: Tensor, values: Tensor, weight: Tensor, whole: Tens
     """Proximities of the parts alpha[h, p, j] * values[h, j] @ weight[h] to whole[p].
 
     alpha: [H, P, J]; values: [K, J, E]; weight: [H, E, d]; whole: [P, d]; residual: [P], a lower bound of each node's total.
-    Returns [P, J, H]. Vectors of width d are made only for the sources, head by head, whose bounds leave a proximity open.
+    Returns [P, J, H]. Vectors of width d are made only for the heads and sources whose bounds leave a proximity open.
     """
     n_heads, _, n_sources = alpha.shape
     values = values.float().repeat_interleave(n_heads // values.shape[0], dim=0)
@@ -239,33 +241,29 @@ def _edge_proximities(alpha: Tensor, values: Tensor, weight: Tensor, whole: Tens
     upper = alpha * (aligned_values @ values.transpose(1, 2))
     # By Cauchy and Schwarz no entry of values @ weight is larger than this.
     largest = values.norm(dim=-1) * weight.norm(dim=1).amax(-1)[:, None]
-    overshoot = _Overshoot(whole)
+    gap = _overshoot(whole, alpha * largest[:, None])
     negligible = _NEGLIGIBLE_TOTAL * residual / (n_heads * n_sources)
-    undecided = (upper > negligible[:, None]) & (overshoot(alpha * largest[:, None]) > _BOUND_AGREEMENT * upper)
+    undecided = (upper > negligible[:, None]) & (gap > _BOUND_AGREEMENT * upper)
     result = upper.clamp_min(0)
-    for head in range(n_heads):
-        sources = undecided[head].any(0).nonzero()[:, 0]
-        if not len(sources):
-            continue
-        units = values[head, sources] @ weight[head]
-        scales = alpha[head][:, sources]
-        gap = overshoot((scales * units.abs().amax(-1))[None])[0]
-        whole_index, unit = (undecided[head][:, sources] & (gap > _BOUND_AGREEMENT * upper[head][:, sources])).nonzero(as_tuple=True)
-        result[head, whole_index, sources[unit]] = scaled_proximity(units, scales[whole_index, unit], whole, unit, whole_index)
+    heads_at_a_time = max(1, _UNIT_BYTES // (n_sources * whole.shape[-1] * 4))
+    for heads in range(n_heads)[::heads_at_a_time]:
+        group = slice(heads, heads + heads_at_a_time)
+        head, position, source = undecided[group].nonzero(as_tuple=True)
+        pairs, unit = torch.unique(head * n_sources + source, return_inverse=True)
+        per_head = (pairs % n_sources).split(torch.bincount(pairs // n_sources, minlength=len(weight[group])).tolist())
+        units = torch.cat([values[heads + i, sources] @ weight[heads + i] for i, sources in enumerate(per_head)])
+        result[group][head, position, source] = scaled_proximity(units, alpha[group][head, position, source], whole, unit, position)
     return result.permute(1, 2, 0)
 
 
-class _Overshoot:
-    """Bounds the distance between upper and true proximity: 2 sum_k max(0, |p_k| - |x_k|) <= 2 sum_k max(0, t - |x_k|) for t = max_k |p_k|."""
+def _overshoot(whole: Tensor, largest: Tensor) -> Tensor:
+    """Bounds the distance of the upper bound from the proximity: 2 sum_k max(0, |p_k| - |x_k|) <= 2 sum_k max(0, t - |x_k|), t = max_k |p_k|.
 
-    def __init__(self, whole: Tensor) -> None:
-        self._sizes = whole.abs().sort(-1).values
-        zero = torch.zeros_like(self._sizes[:, :1])
-        self._sums = torch.cat([zero, self._sizes.cumsum(-1)], -1)
-
-    def __call__(self, largest: Tensor) -> Tensor:
-        """largest: [H, P, J] upper bounds of max_k |p_k| -> bounds of the distance, of the same shape."""
-        flat = largest.transpose(0, 1).flatten(1).contiguous()
-        below = torch.searchsorted(self._sizes, flat)
-        bound = 2 * (below * flat - self._sums.gather(1, below))
-        return bound.view(largest.shape[1], largest.shape[0], -1).transpose(0, 1)
+    whole: [P, d]; largest: [H, P, J], values of t or above. Returns [H, P, J].
+    """
+    sizes = whole.abs().sort(-1).values
+    sums = torch.nn.functional.pad(sizes.cumsum(-1), (1, 0))
+    flat = largest.transpose(0, 1).flatten(1).contiguous()
+    below = torch.searchsorted(sizes, flat)
+    bound = 2 * (below * flat - sums.gather(1, below))
+    return bound.view(largest.shape[1], largest.shape[0], -1).transpose(0, 1)
