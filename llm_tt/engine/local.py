@@ -5,12 +5,14 @@ Importing this module is cheap; the model libraries are imported when the first 
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from llm_tt.config import AppConfig, ModelSpec
@@ -187,6 +189,7 @@ class LocalEngine:
     def _loaded(self, key: ModelKey, progress: Progress) -> _Loaded:
         def load() -> _Loaded:
             progress("Importing the model libraries", 0.0)
+            _import_libraries()
             from llm_tt.models import identities, load_unchecked
 
             started = time.monotonic()
@@ -239,6 +242,21 @@ class LocalEngine:
             routes_seconds=time.monotonic() - started,
             trace_bytes=traced.trace.nbytes,
         )
+
+
+@cache
+def _import_libraries() -> None:
+    """Import what loading a model needs, once, and tell the garbage collector that it stays.
+
+    Streamlit collects garbage after every run of the script; with these libraries' objects to look through that stops the process for a third of
+    a second each time.
+    """
+    from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
+
+    import llm_tt.models.bridge  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 def _trace_bytes(traced: _Traced) -> int:

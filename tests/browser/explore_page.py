@@ -63,6 +63,15 @@ class ExplorePage:
         cells.first.wait_for(state="attached", timeout=_TIMEOUT)
         return cells.all_text_contents()
 
+    def expect_cells(self, table: int, column: int, first: list[str]) -> None:
+        """Wait for a column that begins with these cells."""
+        for _ in range(50):
+            shown = self.cells(table, column)[: len(first)]
+            if shown == first:
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"column {column} of table {table} begins with {shown}, not {first}")
+
     def press_slider(self, label: str, key: str) -> None:
         slider = self.page.get_by_role("slider", name=label)
         slider.focus()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_the_page_shows_the_sample_prompts_graph_and_prediction(page: ExplorePag
     assert page.data("n-edges") == graph.n_edges
     best = predictions(trace, -1, 10)
     assert best.probabilities is not None
-    assert page.cells(0, 0)[:4] == [visible(text) for text in best.texts[:4]]
+    page.expect_cells(0, 0, [visible(text) for text in best.texts[:4]])
     assert [float(cell) for cell in page.cells(0, 1)[:4]] == pytest.approx(best.probabilities[:4].tolist(), abs=1e-3)
     assert "How to read the graph" in page.text()
     screenshot(page, "start")
@@ -92,7 +93,7 @@ def test_clicking_a_node_shows_its_words(page: ExplorePage, trace: llm_tt.Trace)
     expect(page.page.get_by_text("token 2 · layer 2, after the FFN")).to_be_visible()
     block = trace.blocks[2]
     expected = top_tokens(trace.model, block.resid_post[2], 30, block.resid_mid[2])
-    assert page.cells(1, 1)[:5] == [visible(text) for text in expected.texts[:5]]
+    page.expect_cells(1, 1, [visible(text) for text in expected.texts[:5]])
     screenshot(page, "node")
     page.page.get_by_role("tab", name="Promoted and suppressed").click()
     page.page.wait_for_timeout(300)
@@ -115,7 +116,7 @@ def test_clicking_a_tokens_selector_moves_the_target(page: ExplorePage, trace: l
     page.click({"type": "target", "position": 10})
     expect(page.graph).to_have_attribute("data-target", "10")
     assert page.data("n-edges") == llm_tt.extract_routes(trace, 10).n_edges
-    assert page.cells(0, 0)[:3] == [visible(text) for text in predictions(trace, 10, 3).texts]
+    page.expect_cells(0, 0, [visible(text) for text in predictions(trace, 10, 3).texts])
     screenshot(page, "target")
 
 
@@ -133,7 +134,7 @@ def test_the_selection_the_view_and_the_component_survive_a_moved_threshold(page
 
 
 def test_a_moved_threshold_redraws_quickly(page: ExplorePage, trace: llm_tt.Trace) -> None:
-    """From the key press to the drawn graph, the best of six: other processes share the machine."""
+    """From the key press to the drawn graph, the median of six. Streamlit holds back a slider that was moved less than 0.2 s ago."""
     seconds = []
     for step in range(1, 7):
         expected = llm_tt.extract_routes(trace, threshold=round(0.04 + 0.005 * step, 3)).n_edges
@@ -146,9 +147,10 @@ def test_a_moved_threshold_redraws_quickly(page: ExplorePage, trace: llm_tt.Trac
             polling=5,
         )
         seconds.append(time.monotonic() - started)
+        page.page.wait_for_timeout(500)
         page.settle()
     print("threshold to redraw, seconds:", ", ".join(f"{value:.2f}" for value in seconds))
-    assert min(seconds) < REDRAW_SECONDS
+    assert statistics.median(seconds) < REDRAW_SECONDS
 
 
 def test_the_download_is_the_librarys_graph(page: ExplorePage, graph: llm_tt.FlowGraph, tmp_path: Path) -> None:
@@ -176,14 +178,14 @@ def test_hovering_names_an_edge_and_its_heads(page: ExplorePage, graph: llm_tt.F
 
 def test_bad_prompts_are_explained_and_kept(page: ExplorePage, trace: llm_tt.Trace) -> None:
     page.type_prompt("")
-    assert "The prompt is empty" in page.text()
+    expect(page.page.get_by_text("The prompt is empty")).to_be_visible()
     long = "the " * 400
     page.type_prompt(long)
-    assert f"reads at most {trace.model.info.n_ctx}" in page.text()
+    expect(page.page.get_by_text(f"reads at most {trace.model.info.n_ctx}")).to_be_visible()
     assert page.page.get_by_role("textbox", name="Prompt").input_value().strip() == long.strip()
     page.type_prompt("The capital of France is")
-    page.wait_for_graph()
-    assert page.cells(0, 0)[0] == "·Paris"
+    expect(page.graph).to_have_attribute("data-target", "5")
+    page.expect_cells(0, 0, ["·Paris"])
 
 
 def test_a_model_folder_that_does_not_exist_is_explained(page: ExplorePage) -> None:
@@ -191,8 +193,8 @@ def test_a_model_folder_that_does_not_exist_is_explained(page: ExplorePage) -> N
     expect(page.page.get_by_text('Model folder "/no/such/folder" does not exist')).to_be_visible()
     screenshot(page, "no-such-model")
     page.choose_model("demo")
+    expect(page.page.get_by_text("does not exist")).to_be_hidden()
     page.wait_for_graph()
-    assert "does not exist" not in page.text()
 
 
 def test_token_text_is_never_markup(page: ExplorePage) -> None:
