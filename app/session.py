@@ -11,7 +11,7 @@ import streamlit as st
 from llm_tt.config import AppConfig, load_config
 from llm_tt.engine.local import LocalEngine
 from llm_tt.engine.messages import ExplainPrediction, Explanation
-from llm_tt.errors import ConfigError
+from llm_tt.errors import ConfigError, LlmTtError
 
 _PATIENCE = 0.5
 """Seconds that a run of the script waits for an answer before it shows progress instead"""
@@ -33,7 +33,7 @@ def service(file: Path) -> Service:
     """
     try:
         changed = file.stat().st_mtime_ns
-    except FileNotFoundError as error:
+    except OSError as error:
         raise ConfigError(
             f'Configuration file "{file}" does not exist. Start with: streamlit run app/main.py -- config/local.json'
         ) from error
@@ -66,20 +66,31 @@ class Conversation:
         if self.job is not None:
             engine.cancel(self.job)
         self.question, self.phase, self.message = question, "working", ""
-        self.job = engine.submit(question)
-        engine.wait(self.job, _PATIENCE)
-        self.look(engine)
+        try:
+            self.job = engine.submit(question)
+        except LlmTtError as error:
+            self._end("failed", str(error))
+        self.look(engine, _PATIENCE)
 
-    def look(self, engine: LocalEngine) -> None:
-        """Take the answer if it has come."""
-        if self.job is None or not engine.status(self.job).finished:
+    def look(self, engine: LocalEngine, patience: float = 0.0) -> None:
+        """Take the answer if it has come, or comes within `patience` seconds."""
+        if self.job is None:
             return
-        status = engine.status(self.job)
-        if status.state == "done":
-            self.answer, self.phase = engine.collect(self.job), "answered"
-        else:
-            self.phase, self.message = ("cancelled" if status.state == "cancelled" else "failed"), status.message
-        self.job = None
+        try:
+            status = engine.wait(self.job, patience)
+            if status.state == "done":
+                self.answer = engine.collect(self.job)
+                self._end("answered")
+            elif status.state == "cancelled":
+                self._end("cancelled", status.message)
+            elif status.state == "failed":
+                self._end("failed", status.message)
+        except LlmTtError as error:
+            # The job belonged to an engine that has gone, with the configuration it served.
+            self._end("failed", str(error))
+
+    def _end(self, phase: Phase, message: str = "") -> None:
+        self.phase, self.message, self.job = phase, message, None
 
     def again(self) -> None:
         """Forget the question, so that the next `ask` repeats it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 import uuid
@@ -19,6 +20,7 @@ JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 FINISHED: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
 
 _KEPT = 256
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class JobQueue:
             job.error = error
             end("failed", str(error))
         except BaseException as error:
+            _log.exception("A job failed in a way that nobody expected")
             job.error = error
             end("failed", f"Unexpected error, please report it: {type(error).__name__}: {error}")
         finally:

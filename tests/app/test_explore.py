@@ -276,6 +276,17 @@ def test_a_cancelled_question_can_be_asked_again(start: Start, monkeypatch: pyte
     assert at.session_state["conversation"].phase == "answered"
 
 
+def test_a_question_to_an_engine_that_has_gone_is_explained_and_can_be_asked_again(start: Start) -> None:
+    at = start(DEMO)
+    conversation = at.session_state["conversation"]
+    conversation.phase, conversation.job = "working", "a job of the engine before"
+    at.run()
+    (message,) = errors(at)
+    assert "the server was restarted" in message
+    at.button[0].click()
+    assert not errors(answered(at))
+
+
 def test_shown_predictions_follow_the_target(start: Start, trace: llm_tt.Trace) -> None:
     at = start(DEMO)
     at.session_state["target"] = 1
