@@ -30,8 +30,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def model(checkpoint: Callable[[str], Path]) -> Callable[..., llm_tt.TransparentLlm]:
-    """model(name, dtype="auto"): the checkpoint of that name, loaded as a user loads it."""
-    return cache(lambda name, dtype="auto": llm_tt.load_model(str(checkpoint(name)), dtype=dtype))
+    """model(name, dtype="auto", eager=False): the checkpoint of that name, loaded as a user loads it; eager: without fused attention."""
+
+    @cache
+    def load(name: str, dtype: str = "auto", eager: bool = False) -> llm_tt.TransparentLlm:
+        llm = llm_tt.load_model(str(checkpoint(name)), dtype=dtype)
+        if eager:
+            llm.use_eager_attention()  # type: ignore[attr-defined]
+        return llm
+
+    return load
 
 
 @pytest.fixture(scope="session")

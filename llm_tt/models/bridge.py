@@ -6,16 +6,19 @@ A bridge run by two threads at once mixes their activations without an error, so
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llm_tt.errors import ModelError, OutOfMemoryError, PromptError
-from llm_tt.models import identities
+from llm_tt.models import capture, identities
 from llm_tt.models.blocks import BlockRecipe, attention_windows, recipe, softmax_scale
+from llm_tt.models.capture import Captured
 from llm_tt.models.memory import require_memory
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern
 from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, TransparentLlm
@@ -87,6 +90,27 @@ class BridgeLlm(TransparentLlm):
                 f"TransformerLens computes other logits for {who} than the model itself (relative error {error:.1e}). "
                 "Likely cause: an option in its config.json that TransformerLens ignores. Nothing would be shown correctly."
             )
+        self._use_fused_attention(probe, plain_logits)
+
+    def _use_fused_attention(self, probe: Sequence[int], plain_logits: Tensor) -> None:
+        """Switch to SDPA if every layer can be captured and the logits stay what they are."""
+        capture.enable(self._bridge, self._config)
+        try:
+            with capture.capturing() as captured:
+                error = identities.relative_error(self.last_logits(probe), plain_logits)
+        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):
+            # A family whose attention does not go through the interface of transformers.
+            captured, error = {}, math.inf
+        if len(captured) == self.info.n_layers and error <= identities.TOLERANCE[self.info.torch_dtype]:
+            self.info = replace(self.info, attention="fused")
+        else:
+            self.use_eager_attention()
+
+    def use_eager_attention(self) -> None:
+        """Let TransformerLens compute attention patterns, from now on; slower, and with memory quadratic in the prompt's length."""
+        with self._lock:
+            capture.disable(self._bridge, self._config)
+            self.info = replace(self.info, attention="eager")
 
     def _require_sequential_blocks(self, who: str) -> None:
         hooks = self._bridge.hook_dict
@@ -121,10 +145,18 @@ class BridgeLlm(TransparentLlm):
     # --- one forward pass
 
     def run(self, token_ids: Sequence[int], progress: Progress = silent) -> tuple[Tensor, tuple[BlockActivations, ...]]:
+        with self._lock:
+            try:
+                return self._record(token_ids, progress)
+            except _NotAsFusedError:
+                self.use_eager_attention()
+                return self._record(token_ids, progress)
+
+    def _record(self, token_ids: Sequence[int], progress: Progress) -> tuple[Tensor, tuple[BlockActivations, ...]]:
         require_memory(self.info, len(token_ids))
-        recorder = _Recorder(self, progress)
         ids = torch.tensor([list(token_ids)], device=self.info.device)
-        with self._lock, torch.inference_mode():
+        with torch.inference_mode(), capture.capturing() as captured:
+            recorder = _Recorder(self, progress, captured)
             try:
                 self._bridge.run_with_hooks(ids, fwd_hooks=recorder.hooks(), return_type=None, use_cache=False, logits_to_keep=1)
             except (torch.OutOfMemoryError, MemoryError) as error:
@@ -183,15 +215,35 @@ class BridgeLlm(TransparentLlm):
     def _own(self, x: Tensor) -> Tensor:
         return x.to(device=self.info.device, dtype=self.info.torch_dtype)
 
-    # --- attention patterns
+    # --- attention
 
-    def pattern(self, layer: int, probabilities: Tensor, queries: Tensor, keys: Tensor) -> AttentionPattern:
-        """The smaller form that is right: rows recomputed from q and k when a middle and the last row prove equal, else the pattern itself.
+    def captured_attention(self, layer: int, captured: Captured, attn_out: Tensor) -> tuple[Tensor, AttentionPattern]:
+        """Values [K, T, E] and pattern of a layer that ran fused; the last token's row proves that they are what the layer used.
+
+        Raises:
+            _NotAsFusedError: they are not.
+        """
+        pattern = RecomputedPattern(captured.queries, captured.keys, captured.scale, self._windows[layer])
+        weight, bias = self.attention_output(layer)
+        last = pattern.rows([len(attn_out) - 1])
+        values = captured.values.float().repeat_interleave(self.info.n_heads // self.info.n_kv_heads, dim=0)
+        rebuilt = torch.einsum("hpe,hed->pd", last @ values, weight)
+        error = identities.relative_error(rebuilt if bias is None else rebuilt + bias, attn_out[-1:])
+        if not error <= identities.TOLERANCE[self.info.torch_dtype]:
+            raise _NotAsFusedError
+        return captured.values, pattern
+
+    def eager_attention(
+        self, layer: int, probabilities: Tensor, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, AttentionPattern]:
+        """Values [K, T, E] and pattern of a layer whose pattern was computed: kept, or rows recomputed where that is smaller and proves equal.
 
         In half precision the model rounds its scores, so that only the pattern itself is what it used.
 
-        probabilities: [H, T, T]; queries: [T, H, E]; keys: [T, K, E].
+        probabilities: [H, T, T]; queries: [T, H, E]; keys, values: [T, K, E].
         """
+        # Cloned, since a slice of a joint projection would keep all of it alive.
+        values = values.transpose(0, 1).clone(memory_format=torch.contiguous_format)
         is_smaller = queries.numel() + keys.numel() < probabilities.numel()
         if is_smaller and probabilities.dtype == torch.float32:
             recomputed = RecomputedPattern(
@@ -201,18 +253,23 @@ class BridgeLlm(TransparentLlm):
                 self._windows[layer],
             )
             probe = [len(queries) // 2, len(queries) - 1]
-            error = (recomputed.rows(probe) - probabilities[:, probe].float()).abs().max()
+            error = (recomputed.rows(probe) - probabilities[:, probe]).abs().max()
             if error <= _PATTERN_TOLERANCE:
-                return recomputed
-        return StoredPattern(probabilities)
+                return values, recomputed
+        return values, StoredPattern(probabilities)
+
+
+class _NotAsFusedError(Exception):
+    """What was captured of fused attention does not add up to what the layer put out."""
 
 
 class _Recorder:
     """Collects the activations of one run, block by block."""
 
-    def __init__(self, llm: BridgeLlm, progress: Progress) -> None:
+    def __init__(self, llm: BridgeLlm, progress: Progress, captured: Mapping[int, Captured]) -> None:
         self._llm = llm
         self._progress = progress
+        self._captured = captured
         self._current: dict[str, Tensor] = {}
         self.embedding: Tensor = torch.empty(0)
         self.blocks: list[BlockActivations] = []
@@ -222,16 +279,16 @@ class _Recorder:
         hooks: list[tuple[str, Callable[..., None]]] = [("blocks.0.hook_resid_pre", self._keep_embedding)]
         for layer in range(self._llm.info.n_layers):
             block = f"blocks.{layer}"
-            rotary = f"{block}.attn.hook_rot_q" in names and f"{block}.attn.hook_rot_k" in names
-            for name, hook in {
-                "queries": "attn.hook_rot_q" if rotary else "attn.hook_q",
-                "keys": "attn.hook_rot_k" if rotary else "attn.hook_k",
-                "values": "attn.hook_v",
-                "probabilities": "attn.hook_pattern",
-                "attn_out": "hook_attn_out",
-                "resid_mid": "hook_resid_mid",
-                "ffn_out": "hook_mlp_out",
-            }.items():
+            wanted = {"attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "ffn_out": "hook_mlp_out"}
+            if self._llm.info.attention == "eager":
+                rotary = f"{block}.attn.hook_rot_q" in names and f"{block}.attn.hook_rot_k" in names
+                wanted |= {
+                    "queries": "attn.hook_rot_q" if rotary else "attn.hook_q",
+                    "keys": "attn.hook_rot_k" if rotary else "attn.hook_k",
+                    "values": "attn.hook_v",
+                    "probabilities": "attn.hook_pattern",
+                }
+            for name, hook in wanted.items():
                 hooks.append((f"{block}.{hook}", self._keep(name)))
             hooks.append((f"{block}.hook_resid_post", self._finish(layer)))
         return hooks
@@ -248,17 +305,17 @@ class _Recorder:
     def _finish(self, layer: int) -> Callable[..., None]:
         def finish(tensor: Tensor, hook: Any) -> None:
             now, self._current = self._current, {}
-            self.blocks.append(
-                BlockActivations(
-                    resid_mid=now["resid_mid"],
-                    resid_post=tensor[0],
-                    attn_out=now["attn_out"],
-                    ffn_out=now["ffn_out"],
-                    # Cloned, since a slice of a joint projection would keep all of it alive.
-                    values=now["values"].transpose(0, 1).clone(memory_format=torch.contiguous_format),
-                    pattern=self._llm.pattern(layer, now["probabilities"], now["queries"], now["keys"]),
-                )
-            )
+            block = {
+                "resid_mid": now.pop("resid_mid"),
+                "attn_out": now.pop("attn_out"),
+                "ffn_out": now.pop("ffn_out"),
+                "resid_post": tensor[0],
+            }
+            if layer in self._captured:
+                values, pattern = self._llm.captured_attention(layer, self._captured[layer], block["attn_out"])
+            else:
+                values, pattern = self._llm.eager_attention(layer, **now)
+            self.blocks.append(BlockActivations(**block, values=values, pattern=pattern))
             self._progress(f"Tracing layer {layer + 1} of {self._llm.info.n_layers}", (layer + 1) / self._llm.info.n_layers)
 
         return finish

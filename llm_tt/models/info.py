@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
+AttentionMode = Literal["eager", "fused"]
 NormKind = Literal["layer", "rms"]
 
 
@@ -31,6 +32,8 @@ class ModelInfo:
     norm: NormKind
     norm_eps: float
     adapter: str | None = None
+    attention: AttentionMode = "eager"
+    """ "fused": by SDPA, so that memory grows with the prompt's length and not with its square"""
 
     @property
     def torch_dtype(self) -> torch.dtype:

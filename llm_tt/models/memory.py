@@ -21,12 +21,14 @@ def trace_bytes(info: ModelInfo, n_tokens: int) -> int:
     values = info.n_kv_heads * n_tokens * info.d_head
     queries_and_keys = (info.n_heads + info.n_kv_heads) * n_tokens * info.d_head
     pattern = info.n_heads * n_tokens * n_tokens
+    ffn = 3 * n_tokens * info.n_neurons * size
+    if info.attention == "fused":
+        return info.n_layers * (streams + values + queries_and_keys) * size + ffn
     # As the backend does: in half precision the pattern itself is kept.
     attention = min(pattern, queries_and_keys) if size == 4 else pattern
-    kept = info.n_layers * (streams + values + attention) * size
     # Scores, their float32 softmax and its copy in the model's dtype exist side by side.
-    running = pattern * (2 * size + 4) + 3 * n_tokens * info.n_neurons * size
-    return kept + running
+    running = pattern * (2 * size + 4) + ffn
+    return info.n_layers * (streams + values + attention) * size + running
 
 
 def longest_prompt(info: ModelInfo, budget: int) -> int:

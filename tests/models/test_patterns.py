@@ -8,20 +8,36 @@ import pytest
 import torch
 from families import ATTENTION_VARIANTS, FAMILIES, WINDOW, token_ids
 
+import llm_tt
 from llm_tt.models import bridge
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern
 
 N_TOKENS = 60
 
 
+NOT_FUSED = {"gpt_neo"}
+"""Families whose attention does not go through the interface of transformers"""
+
+
 @pytest.mark.parametrize("name", [*FAMILIES, *ATTENTION_VARIANTS])
-@pytest.mark.parametrize("kind", [RecomputedPattern, StoredPattern])
+def test_attention_runs_fused_wherever_it_can(name: str, model: Callable) -> None:
+    assert model(name).info.attention == ("eager" if name in NOT_FUSED else "fused")
+    assert model(name, eager=True).info.attention == "eager"
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *ATTENTION_VARIANTS])
+@pytest.mark.parametrize(
+    ("eager", "kind"),
+    [(False, RecomputedPattern), (True, RecomputedPattern), (True, StoredPattern)],
+    ids=["fused", "eager-recomputed", "eager-stored"],
+)
 def test_rows_equal_the_attention_probabilities_of_plain_transformers(
-    name: str, kind: type, model: Callable, plain_run: Callable, monkeypatch: pytest.MonkeyPatch
+    name: str, eager: bool, kind: type, model: Callable, plain_run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llm = model(name)
+    llm = model(name, eager=eager)
     if kind is StoredPattern:
-        monkeypatch.setattr(llm, "pattern", lambda layer, probabilities, queries, keys: StoredPattern(probabilities))
+        # No recomputed row is ever near enough.
+        monkeypatch.setattr(bridge, "_PATTERN_TOLERANCE", -1.0)
     for layer, block in enumerate(llm.trace(token_ids(N_TOKENS)).blocks):
         assert isinstance(block.pattern, kind)
         expected = plain_run(name, N_TOKENS).layers[layer].alpha
@@ -54,7 +70,7 @@ def test_layers_with_a_window_see_no_further_than_it(name: str, windowed: tuple[
 
 def test_a_short_prompt_keeps_its_pattern_and_a_long_one_its_queries_and_keys(model: Callable) -> None:
     for n_tokens, kind in ((5, StoredPattern), (60, RecomputedPattern)):
-        block = model("llama").trace(token_ids(n_tokens)).blocks[0]
+        block = model("llama", eager=True).trace(token_ids(n_tokens)).blocks[0]
         assert isinstance(block.pattern, kind)
         stored = 4 * n_tokens * n_tokens * 4
         recomputed = (4 + 2) * n_tokens * 8 * 4
@@ -69,16 +85,45 @@ def test_a_recomputation_that_would_be_wrong_is_not_used(
     monkeypatch.setattr(
         bridge, "softmax_scale", lambda config, layer, d_head: original(config, layer, d_head) * (1.01 if layer == 1 else 1)
     )
-    blocks = model(name).trace(token_ids(N_TOKENS)).blocks
+    blocks = model(name, eager=True).trace(token_ids(N_TOKENS)).blocks
     assert [type(block.pattern) for block in blocks] == [RecomputedPattern, StoredPattern, RecomputedPattern]
     assert float((blocks[1].pattern.rows(range(N_TOKENS)) - plain_run(name, N_TOKENS).layers[1].alpha).abs().max()) <= 1e-5
 
 
 @pytest.mark.parametrize("wrong", [None, WINDOW + 1, WINDOW - 1])
 def test_a_wrong_window_is_not_used_either(wrong: int | None, model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = model("mistral")
+    llm = model("mistral", eager=True)
     monkeypatch.setattr(llm, "_windows", [wrong] * 3)
     assert {type(block.pattern) for block in llm.trace(token_ids(N_TOKENS)).blocks} == {StoredPattern}
+
+
+@pytest.mark.parametrize("wrong", [None, WINDOW + 1, WINDOW - 1])
+def test_fused_attention_that_does_not_add_up_is_given_up_for_eager_attention(
+    wrong: int | None, checkpoint: Callable, plain_run: Callable
+) -> None:
+    llm = llm_tt.load_model(str(checkpoint("mistral")))
+    assert isinstance(llm, bridge.BridgeLlm)
+    assert llm.info.attention == "fused"
+    llm._windows = [wrong] * 3
+    trace = llm.trace(token_ids(N_TOKENS))
+    assert llm.info.attention == "eager"
+    for block, layer in zip(trace.blocks, plain_run("mistral", N_TOKENS).layers, strict=True):
+        assert float((block.pattern.rows(range(N_TOKENS)) - layer.alpha).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral"])
+def test_fused_and_eager_attention_give_the_same_trace(name: str, model: Callable) -> None:
+    fused, eager = (model(name, eager=eager).trace(token_ids(N_TOKENS)) for eager in (False, True))
+    for one, other in zip(fused.blocks, eager.blocks, strict=True):
+        for field in ("resid_mid", "resid_post", "attn_out", "ffn_out", "values"):
+            torch.testing.assert_close(getattr(one, field), getattr(other, field), rtol=1e-4, atol=1e-5)
+    assert fused.nbytes <= eager.nbytes
+
+
+def test_no_tensor_of_a_fused_trace_grows_with_the_square_of_the_prompt(model: Callable) -> None:
+    llm = model("llama")
+    short, long = (llm.trace(token_ids(n_tokens)).nbytes for n_tokens in (50, 200))
+    assert long == 4 * short
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
