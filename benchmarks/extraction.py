@@ -1,6 +1,6 @@
-"""Trace and routes of one target against the plain forward pass, GPT-2 small's shape: time in one process, peak memory in two.
+"""Trace and routes of one target against the plain forward pass: time in one process, peak memory in two.
 
-    python -m benchmarks.extraction [--tokens 512] [--repeats 7]
+    python -m benchmarks.extraction [--shape gpt2-small llama-88m] [--tokens 512 1024] [--repeats 7]
 
 The plain forward pass is Hugging Face's own, with SDPA attention and logits of the last token only, which is the least it can cost.
 Peak memory is Linux's figure (VmHWM) for a fresh process with model and libraries loaded, during one run.
@@ -29,28 +29,35 @@ from llm_tt.models.transparent_llm import Trace
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=512)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=models.SHAPES, nargs="+", default=["gpt2-small"])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peak", choices=["plain", "routes"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
-        print(_peak_megabytes(options.peak, options.tokens))
+        print(_peak_megabytes(options.peak, options.shape[0], options.tokens[0]))
         return
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, GPT-2 small shape, T = {options.tokens}")
-    times = _times(options.tokens, options.repeats)
-    print(f"plain forward     {times['plain'] * 1000:8.0f} ms")
-    print(f"trace             {times['trace'] * 1000:8.0f} ms   {times['trace'] / times['plain']:.2f} of the plain forward")
-    print(f"extraction        {times['routes'] * 1000:8.0f} ms   {times['routes'] / times['plain']:.2f} of the plain forward")
-    print(f"other threshold   {times['threshold'] * 1000:8.1f} ms   {times['threshold'] / times['plain']:.4f} of the plain forward")
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for shape in options.shape:
+        for n_tokens in options.tokens:
+            _report(shape, n_tokens, options.repeats)
+
+
+def _report(shape: str, n_tokens: int, repeats: int) -> None:
+    times = _times(shape, n_tokens, repeats)
+    print(f"\n{shape}, T = {n_tokens}")
+    for name, label in (("plain", "plain forward"), ("trace", "trace"), ("routes", "extraction"), ("threshold", "other threshold")):
+        print(f"{label:<18}{times[name] * 1000:9.1f} ms   {times[name] / times['plain']:.3f} of the plain forward")
+    print(f"trace + routes                     {(times['trace'] + times['routes']) / times['plain']:.3f} of the plain forward")
     print(f"positions reached in a layer: median {times['reached']:.0f}, most {times['most']:.0f}; {times['edges']:.0f} edges")
-    peak = {what: _in_fresh_process(what, options.tokens) for what in ("plain", "routes")}
+    peak = {what: _in_fresh_process(what, shape, n_tokens) for what in ("plain", "routes")}
     print(f"peak memory       plain {peak['plain']:.0f} MB, trace and routes {peak['routes']:.0f} MB: {peak['routes'] / peak['plain']:.2f}")
 
 
-def _times(n_tokens: int, repeats: int) -> dict[str, float]:
+def _times(shape: str, n_tokens: int, repeats: int) -> dict[str, float]:
     """Medians over `repeats` rounds in which plain forward, trace and extraction take turns."""
-    plain, llm = models.gpt2_small("sdpa"), _bridge()
+    plain, llm = models.build(shape, "sdpa"), _bridge(shape)
     ids = models.prompt(n_tokens, llm.info.d_vocab)
     batch = torch.tensor([ids])
     rounds: dict[str, list[float]] = {"plain": [], "trace": [], "routes": [], "threshold": []}
@@ -78,21 +85,21 @@ def _times(n_tokens: int, repeats: int) -> dict[str, float]:
     }
 
 
-def _bridge() -> BridgeLlm:
-    model = models.gpt2_small("eager")
+def _bridge(shape: str) -> BridgeLlm:
+    model = models.build(shape, "eager")
     size = model.config.vocab_size
-    return BridgeLlm("gpt2-small-shape", model, models.tokenizer(size), models.tokenizer(size))
+    return BridgeLlm(shape, model, models.tokenizer(size), models.tokenizer(size))
 
 
-def _peak_megabytes(what: str, n_tokens: int) -> float:
+def _peak_megabytes(what: str, shape: str, n_tokens: int) -> float:
     """The process's peak during one run; what building the random model took before it does not count."""
     if what == "routes":
-        llm = _bridge()
+        llm = _bridge(shape)
         ids = models.prompt(n_tokens, llm.info.d_vocab)
         _forget_peak()
         extract_routes(llm.trace(ids))
     else:
-        plain = models.gpt2_small("sdpa")
+        plain = models.build(shape, "sdpa")
         # The same tokenizers in memory as above, so that the difference is the run.
         kept = [models.tokenizer(plain.config.vocab_size) for _ in range(2)]
         batch = torch.tensor([models.prompt(n_tokens, len(kept[0]))])
@@ -108,8 +115,8 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _in_fresh_process(what: str, n_tokens: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.extraction", "--tokens", str(n_tokens), "--peak", what]
+def _in_fresh_process(what: str, shape: str, n_tokens: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.extraction", "--shape", shape, "--tokens", str(n_tokens), "--peak", what]
     return float(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]))
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+#: GPT-2 small (124 M parameters, biases), and a Llama of 88 M with grouped-query attention
+SHAPES = ("gpt2-small", "llama-88m")
+
 _PEAKEDNESS = 30.0
 """Factor on queries and keys: with it a head gives about two thirds of its attention to one token"""
 _HEAD_SPREAD = 1.5
@@ -16,21 +19,44 @@ _HEAD_GAIN = 8.0
 """Median of that factor; with it routes spread over tens of positions"""
 
 
-def gpt2_small(attention: str, seed: int = 0) -> Any:
-    """GPT-2 small's shape (124 M parameters), random weights, non-zero biases; `attention` is "sdpa" or "eager"."""
-    from transformers import AutoModelForCausalLM, GPT2Config
+def build(shape: str, attention: str, seed: int = 0) -> Any:
+    """A random model of one of `SHAPES`; `attention` is "sdpa" or "eager"."""
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(GPT2Config(), attn_implementation=attention).eval().requires_grad_(False)
-    for block in model.transformer.h:
-        d = block.attn.c_attn.weight.shape[0]
-        block.attn.c_attn.weight[:, : 2 * d] *= _PEAKEDNESS**0.5
-        block.attn.c_attn.bias[2 * d :].normal_(std=0.1)
-        gains = _HEAD_GAIN * torch.exp(_HEAD_SPREAD * torch.randn(block.attn.num_heads))
-        block.attn.c_proj.weight *= gains.repeat_interleave(block.attn.head_dim)[:, None]
-        block.attn.c_proj.bias.normal_(std=0.02)
-        block.mlp.c_proj.bias.normal_(std=0.02)
+    if shape == "gpt2-small":
+        model = AutoModelForCausalLM.from_config(GPT2Config(), attn_implementation=attention)
+    else:
+        config = LlamaConfig(
+            hidden_size=768,
+            intermediate_size=2048,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            num_key_value_heads=4,
+            vocab_size=16384,
+            max_position_embeddings=8192,
+        )
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model.eval().requires_grad_(False)
+    if shape == "gpt2-small":
+        for block in model.transformer.h:
+            block.attn.c_attn.weight[:, :1536] *= _PEAKEDNESS**0.5
+            _spread_heads(block.attn.c_proj.weight, block.attn.num_heads)
+            block.attn.c_attn.bias[1536:].normal_(std=0.1)
+            block.attn.c_proj.bias.normal_(std=0.02)
+            block.mlp.c_proj.bias.normal_(std=0.02)
+    else:
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                projection.weight *= _PEAKEDNESS**0.5
+            _spread_heads(layer.self_attn.o_proj.weight.T, 12)
     return model
+
+
+def _spread_heads(output: torch.Tensor, n_heads: int) -> None:
+    """Scale each head's rows of W_O [H * E, d]."""
+    gains = _HEAD_GAIN * torch.exp(_HEAD_SPREAD * torch.randn(n_heads))
+    output *= gains.repeat_interleave(output.shape[0] // n_heads)[:, None]
 
 
 def tokenizer(vocabulary_size: int) -> Any:
