@@ -159,7 +159,7 @@ def _check(options: argparse.Namespace) -> int:
         f"shape       {info.n_layers} layers, {info.n_heads} heads ({info.n_kv_heads} key-value), width {info.d_model}, "
         f"{info.n_neurons} neurons, vocabulary {info.d_vocab}, context {info.n_ctx}"
     )
-    print(f"dtype       {info.dtype} on {info.device}")
+    print(f"dtype       {info.dtype} on {info.device}, attention {info.attention}")
     print(f"identities  relative errors on {report.n_tokens} tokens, allowed {report.tolerance:.0e}")
     print("            layer  attention    neurons   residual     future")
     for layer in report.layers:

@@ -69,6 +69,7 @@ def show_facts(facts: ModelFacts) -> None:
         "vocabulary": f"{info.d_vocab:,}",
         "context": f"{info.n_ctx:,} tokens",
         "runs in": f"{info.dtype} on {info.device}",
+        "attention": info.attention,
         "parts add up to": f"{facts.worst_identity_error:.0e} (relative)",
     }
     with st.sidebar.expander("Model facts", expanded=True):

@@ -236,11 +236,12 @@ def _edge_proximities(alpha: Tensor, values: Tensor, weight: Tensor, whole: Tens
     Returns [P, J, H]. Vectors of width d are made only for the heads and sources whose bounds leave a proximity open.
     """
     n_heads, _, n_sources = alpha.shape
-    values = values.float().repeat_interleave(n_heads // values.shape[0], dim=0)
-    aligned_values = torch.einsum("pd,hed->hpe", _signs(whole), weight)
-    upper = alpha * (aligned_values @ values.transpose(1, 2))
+    n_groups, values = values.shape[0], values.float()
+    n_shared = n_heads // n_groups
+    aligned = torch.einsum("pd,hed->hpe", _signs(whole), weight).reshape(n_groups, -1, values.shape[-1])
+    upper = alpha * (aligned @ values.transpose(1, 2)).view_as(alpha)
     # By Cauchy and Schwarz no entry of values @ weight is larger than this.
-    largest = values.norm(dim=-1) * weight.norm(dim=1).amax(-1)[:, None]
+    largest = values.norm(dim=-1).repeat_interleave(n_shared, 0) * weight.norm(dim=1).amax(-1)[:, None]
     gap = _overshoot(whole, alpha * largest[:, None])
     negligible = _NEGLIGIBLE_TOTAL * residual / (n_heads * n_sources)
     undecided = (upper > negligible[:, None]) & (gap > _BOUND_AGREEMENT * upper)
@@ -251,7 +252,7 @@ def _edge_proximities(alpha: Tensor, values: Tensor, weight: Tensor, whole: Tens
         head, position, source = undecided[group].nonzero(as_tuple=True)
         pairs, unit = torch.unique(head * n_sources + source, return_inverse=True)
         per_head = (pairs % n_sources).split(torch.bincount(pairs // n_sources, minlength=len(weight[group])).tolist())
-        units = torch.cat([values[heads + i, sources] @ weight[heads + i] for i, sources in enumerate(per_head)])
+        units = torch.cat([values[i // n_shared, sources] @ weight[i] for i, sources in enumerate(per_head, heads)])
         result[group][head, position, source] = scaled_proximity(units, alpha[group][head, position, source], whole, unit, position)
     return result.permute(1, 2, 0)
 

@@ -225,9 +225,9 @@ class BridgeLlm(TransparentLlm):
         """
         pattern = RecomputedPattern(captured.queries, captured.keys, captured.scale, self._windows[layer])
         weight, bias = self.attention_output(layer)
-        last = pattern.rows([len(attn_out) - 1])
-        values = captured.values.float().repeat_interleave(self.info.n_heads // self.info.n_kv_heads, dim=0)
-        rebuilt = torch.einsum("hpe,hed->pd", last @ values, weight)
+        last = pattern.rows([len(attn_out) - 1]).view(self.info.n_kv_heads, -1, len(attn_out))
+        mixed = (last @ captured.values.float()).view(self.info.n_heads, -1)
+        rebuilt = torch.einsum("he,hed->d", mixed, weight)[None]
         error = identities.relative_error(rebuilt if bias is None else rebuilt + bias, attn_out[-1:])
         if not error <= identities.TOLERANCE[self.info.torch_dtype]:
             raise _NotAsFusedError
