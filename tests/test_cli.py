@@ -351,7 +351,7 @@ def test_a_folder_may_be_given_though_there_is_a_configuration(run: Callable, fo
 
 def test_options_go_before_the_configuration(run: Callable, config: Callable) -> None:
     file = config('{"models": {"small": {"path": "here", "dtype": "float32"}}}')
-    assert "dtype       bfloat16 on cpu\n" in succeeded(run("check", "small", "--config", file, "--dtype", "bfloat16"))
+    assert "dtype       bfloat16 on cpu, attention fused\n" in succeeded(run("check", "small", "--config", file, "--dtype", "bfloat16"))
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_check_prints_the_facts_and_every_layers_errors(name: str, run: Callable
         f"model       {checkpoint(name)}",
         f"family      {name}",
         f"parameters  {info.n_params:,}",
-        "dtype       float32 on cpu",
+        "dtype       float32 on cpu, attention fused",
         "ok          every part adds up",
     ):
         assert line in out.splitlines()
