@@ -27,7 +27,9 @@ def show(service: Service) -> None:
     question = ExplainPrediction(trace, st.session_state.get("target", -1), choices.threshold, choices.renormalize)
     conversation = session.conversation()
     conversation.ask(service.engine, question)
-    _progress(service, conversation)
+    # Always there, though mostly empty: what follows must keep its place on the page, or the browser makes the graph anew.
+    with st.container():
+        _progress(service, conversation)
     explanation = conversation.answer
     if explanation is None or (explanation.trace != trace and conversation.phase != "working"):
         # While the new question is worked on, the old graph stays; an error must not stand over the graph of something else.

@@ -1,8 +1,8 @@
-// How the canvas is divided for a graph: margins for labels, proportions of the grid. Pure arithmetic on sizes.
+// How the canvas is divided for a graph: margins for labels, size of columns and rows. Pure arithmetic on sizes.
 
 import { labelMargin, labelMode, type LabelMode } from "./labels";
 import type { Grid } from "./layout";
-import { columnPixels, fitGrid, fitTransform, type Plot } from "./view";
+import { fitScale, type Plot, type Scale } from "./view";
 
 export const LEFT_MARGIN = 38;
 export const RIGHT_MARGIN = 14;
@@ -11,7 +11,7 @@ const MIN_PLOT = 20;
 
 export interface Arrangement {
   plot: Plot;
-  grid: Grid;
+  fitted: Scale;
   mode: LabelMode;
 }
 
@@ -26,18 +26,12 @@ export function plotFor(width: number, height: number, mode: LabelMode, labelWid
 }
 
 /** Fills the canvas: labels are level if they fit between the columns that this leaves, else tilted. */
-export function arrange(
-  width: number,
-  height: number,
-  nTokens: number,
-  nLayers: number,
-  labelWidths: Float32Array,
-): Arrangement {
+export function arrange(width: number, height: number, grid: Grid, labelWidths: Float32Array): Arrangement {
   const arranged = (mode: LabelMode): Arrangement => {
     const plot = plotFor(width, height, mode, labelWidths);
-    return { plot, grid: fitGrid(nTokens, nLayers, plot), mode };
+    return { plot, fitted: fitScale(grid, plot), mode };
   };
   const level = arranged("level");
-  const mode = labelMode(labelWidths, columnPixels(fitTransform(level.grid, level.plot)));
+  const mode = labelMode(labelWidths, level.fitted.kx);
   return mode === "level" ? level : arranged(mode);
 }

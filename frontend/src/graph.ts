@@ -109,7 +109,7 @@ export function edgeSelection(graph: Graph, edge: number): EdgeSelection {
   return { type: "edge", key: edgeKey(graph, edge), from: name(graph.from[edge]), to: name(graph.to[edge]) };
 }
 
-/** The index of the edge of that name, or -1 when it is not drawn at this threshold. */
+/** The index of the edge of that name, or -1 when it is not on these routes. */
 export function findEdge(graph: Graph, wanted: EdgeSelection): number {
   for (let edge = 0; edge < graph.nEdges; edge++) {
     if (edgeKey(graph, edge) !== wanted.key) continue;

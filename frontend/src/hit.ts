@@ -1,4 +1,5 @@
-// What lies under a point: nodes by arithmetic on the grid, edges by a spatial index and the distance to their curve.
+// What lies under a point of the screen: nodes by arithmetic on the grid, edges by a spatial index on the grid and the distance
+// to their curve on the screen.
 
 import Flatbush from "flatbush";
 
@@ -8,13 +9,14 @@ import {
   curveDistance,
   distance,
   edgeCurve,
-  nearestNode,
+  nearestNodes,
   newCurve,
   nodePoint,
   type Grid,
   type Point,
 } from "./layout";
 import type { NodeRef } from "./names";
+import { curveToScreen, toGrid, toScreen, type Transform } from "./view";
 
 export type Hit =
   { type: "node"; node: NodeRef } | { type: "edge"; edge: number } | { type: "target"; position: number };
@@ -36,36 +38,37 @@ export function sameHit(a: Hit | null, b: Hit | null): boolean {
 /** Of edges nearly as near as the nearest (share of the tolerance), the strongest is meant: it is drawn on top. */
 const TIE = 0.25;
 
-export function hitNode(grid: Grid, point: Point, radius: number): NodeRef | null {
-  const node = nearestNode(grid, point);
-  return distance(point, nodePoint(grid, node)) <= radius ? node : null;
+/** The node within `radius` pixels of the point. */
+export function hitNode(grid: Grid, transform: Transform, point: Point, radius: number): NodeRef | null {
+  const away = (node: NodeRef) => distance(point, toScreen(transform, nodePoint(node)));
+  const [residual, ffn] = nearestNodes(grid, toGrid(transform, point));
+  const node = away(ffn) < away(residual) ? ffn : residual;
+  return away(node) <= radius ? node : null;
 }
 
 export class EdgeIndex {
   private readonly boxes: Flatbush | null;
   private readonly curve = newCurve();
 
-  constructor(
-    private readonly graph: Graph,
-    private readonly grid: Grid,
-  ) {
+  constructor(private readonly graph: Graph) {
     this.boxes = graph.nEdges === 0 ? null : new Flatbush(graph.nEdges);
     if (this.boxes === null) return;
     for (let edge = 0; edge < graph.nEdges; edge++) {
-      edgeCurve(grid, graph, edge, this.curve);
+      edgeCurve(graph, edge, this.curve);
       const box = curveBox(this.curve);
       this.boxes.add(box.minX, box.minY, box.maxX, box.maxY);
     }
     this.boxes.finish();
   }
 
-  /** The edge within `tolerance` of the point, among those for which `isDrawn`; null when there is none. */
-  hit(point: Point, tolerance: number, isDrawn: (edge: number) => boolean): number | null {
+  /** The edge within `tolerance` pixels of the point, among those for which `isDrawn`; null when there is none. */
+  hit(transform: Transform, point: Point, tolerance: number, isDrawn: (edge: number) => boolean): number | null {
     if (this.boxes === null) return null;
-    const { x, y } = point;
+    const { x, y } = toGrid(transform, point);
+    const [dx, dy] = [tolerance / transform.kx, tolerance / transform.ky];
     const found = this.boxes
-      .search(x - tolerance, y - tolerance, x + tolerance, y + tolerance, isDrawn)
-      .map((edge) => ({ edge, distance: this.distance(edge, point) }))
+      .search(x - dx, y - dy, x + dx, y + dy, isDrawn)
+      .map((edge) => ({ edge, distance: this.distance(edge, transform, point) }))
       .filter((candidate) => candidate.distance <= tolerance);
     const nearest = Math.min(...found.map((candidate) => candidate.distance));
     const { weight } = this.graph.arrays;
@@ -76,8 +79,9 @@ export class EdgeIndex {
     return best?.edge ?? null;
   }
 
-  private distance(edge: number, point: Point): number {
-    edgeCurve(this.grid, this.graph, edge, this.curve);
+  private distance(edge: number, transform: Transform, point: Point): number {
+    edgeCurve(this.graph, edge, this.curve);
+    curveToScreen(transform, this.curve);
     return curveDistance(this.curve, point);
   }
 }

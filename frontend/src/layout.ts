@@ -1,17 +1,15 @@
-// Where nodes and edges lie in the graph's own units: tokens are columns from left to right, layers grow upwards.
-// Zoom and pixels are in `view.ts`.
+// Where nodes and edges lie on the grid: x counts columns (tokens, from left to right), y counts rows, and layers grow upwards,
+// towards negative y. Pixels are in `view.ts`.
 
 import { ATTENTION, INTO_FFN, OUT_OF_FFN, type Graph } from "./graph";
 import type { NodeKind, NodeRef } from "./names";
 
-/** Distance between two tokens' columns. Everything else in the grid is measured against it. */
-export const COLUMN_WIDTH = 80;
 const ROWS_PER_LAYER = 2;
 /** How far to the right of its column an FFN block stands. */
-export const FFN_OFFSET = 0.32 * COLUMN_WIDTH;
+export const FFN_OFFSET = 0.32;
 /** How far to the left the attention edge of a token to itself bends, so that it is not its residual edge. */
-const SELF_BEND = 0.4 * COLUMN_WIDTH;
-/** Attention edges leave and arrive steeply (in row heights), and lean towards the other end (share of the distance). */
+const SELF_BEND = 0.4;
+/** Attention edges leave and arrive steeply (in rows), and lean towards the other end (share of the distance). */
 const STEEPNESS = 0.45;
 const LEAN = 0.2;
 
@@ -21,7 +19,6 @@ const ROW_IN_LAYER: Record<Exclude<NodeKind, "X">, number> = { A: 1, M: 1.5, I: 
 export interface Grid {
   nTokens: number;
   nLayers: number;
-  rowHeight: number;
 }
 
 export interface Point {
@@ -45,53 +42,41 @@ export function nodeRow(kind: NodeKind, layer: number): number {
   return kind === "X" ? 0 : ROWS_PER_LAYER * layer + ROW_IN_LAYER[kind];
 }
 
-export function nodePoint(grid: Grid, node: NodeRef): Point {
-  return {
-    x: node.position * COLUMN_WIDTH + (node.kind === "M" ? FFN_OFFSET : 0),
-    y: -nodeRow(node.kind, node.layer) * grid.rowHeight,
-  };
+export function nodePoint(node: NodeRef): Point {
+  return { x: node.position + (node.kind === "M" ? FFN_OFFSET : 0), y: -nodeRow(node.kind, node.layer) };
 }
 
 /** All nodes with half a cell around them. */
 export function gridBox(grid: Grid): Box {
-  return {
-    minX: -0.5 * COLUMN_WIDTH,
-    maxX: (grid.nTokens - 0.5) * COLUMN_WIDTH,
-    minY: -(rowCount(grid.nLayers) - 0.5) * grid.rowHeight,
-    maxY: 0.5 * grid.rowHeight,
-  };
+  return { minX: -0.5, maxX: grid.nTokens - 0.5, minY: 0.5 - rowCount(grid.nLayers), maxY: 0.5 };
 }
 
 /** A layer's band: from half a row below its A nodes to half a row above its I nodes. */
-export function layerBand(grid: Grid, layer: number): { top: number; bottom: number } {
-  return {
-    top: -(nodeRow("I", layer) + 0.5) * grid.rowHeight,
-    bottom: -(nodeRow("A", layer) - 0.5) * grid.rowHeight,
-  };
+export function layerBand(layer: number): { top: number; bottom: number } {
+  return { top: -nodeRow("I", layer) - 0.5, bottom: -nodeRow("A", layer) + 0.5 };
 }
 
 /** The column nearest to x, or null beside the graph. */
 export function columnAt(grid: Grid, x: number): number | null {
-  const position = Math.round(x / COLUMN_WIDTH) + 0; // never -0
+  const position = Math.round(x) + 0; // never -0
   return position >= 0 && position < grid.nTokens ? position : null;
 }
 
-/** The node nearest to a point, by arithmetic: residual nodes stand on the grid's crossings, FFN blocks beside them. */
-export function nearestNode(grid: Grid, point: Point): NodeRef {
+/** The node of the residual stream (they stand on the grid's crossings) and the FFN block that are nearest to a point. */
+export function nearestNodes(grid: Grid, point: Point): [NodeRef, NodeRef] {
   const clamp = (value: number, max: number) => Math.min(max, Math.max(0, Math.round(value) + 0));
-  const rowsUp = -point.y / grid.rowHeight;
-  const row = clamp(rowsUp, rowCount(grid.nLayers) - 1);
-  const position = clamp(point.x / COLUMN_WIDTH, grid.nTokens - 1);
+  const row = clamp(-point.y, rowCount(grid.nLayers) - 1);
+  const position = clamp(point.x, grid.nTokens - 1);
   const residual: NodeRef =
     row === 0
       ? { kind: "X", layer: 0, position }
       : { kind: row % ROWS_PER_LAYER === 1 ? "A" : "I", layer: Math.floor((row - 1) / ROWS_PER_LAYER), position };
   const ffn: NodeRef = {
     kind: "M",
-    layer: clamp((rowsUp - ROW_IN_LAYER.M) / ROWS_PER_LAYER, grid.nLayers - 1),
-    position: clamp((point.x - FFN_OFFSET) / COLUMN_WIDTH, grid.nTokens - 1),
+    layer: clamp((-point.y - ROW_IN_LAYER.M) / ROWS_PER_LAYER, grid.nLayers - 1),
+    position: clamp(point.x - FFN_OFFSET, grid.nTokens - 1),
   };
-  return distance(point, nodePoint(grid, ffn)) < distance(point, nodePoint(grid, residual)) ? ffn : residual;
+  return [residual, ffn];
 }
 
 export function distance(a: Point, b: Point): number {
@@ -106,16 +91,15 @@ export function newCurve(): Curve {
 }
 
 /** Writes an edge's curve into `curve`: painting many edges should allocate nothing. */
-export function edgeCurve(grid: Grid, graph: Graph, edge: number, curve: Curve): void {
+export function edgeCurve(graph: Graph, edge: number, curve: Curve): void {
   const { kind, layer, source, destination } = graph.arrays;
   const l = layer[edge];
-  const h = grid.rowHeight;
-  const sourceX = source[edge] * COLUMN_WIDTH;
-  const targetX = destination[edge] * COLUMN_WIDTH;
-  const yA = -nodeRow("A", l) * h;
-  const yM = -nodeRow("M", l) * h;
-  const yI = -nodeRow("I", l) * h;
-  const yBelow = yA + h;
+  const sourceX = source[edge];
+  const targetX = destination[edge];
+  const yA = -nodeRow("A", l);
+  const yM = -nodeRow("M", l);
+  const yI = -nodeRow("I", l);
+  const yBelow = yA + 1;
   const xM = targetX + FFN_OFFSET;
   switch (kind[edge]) {
     case INTO_FFN:
@@ -127,12 +111,11 @@ export function edgeCurve(grid: Grid, graph: Graph, edge: number, curve: Curve):
     case ATTENTION: {
       if (sourceX === targetX) {
         const x = targetX - SELF_BEND;
-        write(curve, targetX, yBelow, x, yBelow - 0.2 * h, x, yA + 0.2 * h, targetX, yA);
+        write(curve, targetX, yBelow, x, yBelow - 0.2, x, yA + 0.2, targetX, yA);
         return;
       }
       const lean = LEAN * (targetX - sourceX);
-      const rise = STEEPNESS * h;
-      write(curve, sourceX, yBelow, sourceX + lean, yBelow - rise, targetX - lean, yA + rise, targetX, yA);
+      write(curve, sourceX, yBelow, sourceX + lean, yBelow - STEEPNESS, targetX - lean, yA + STEEPNESS, targetX, yA);
       return;
     }
     default: {

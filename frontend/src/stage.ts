@@ -1,14 +1,12 @@
 // The two canvases and what moves them: size, zoom and pan, pointer. It knows where things are on the screen; what the
 // user selected or searched is told to it from outside.
 
-import { select } from "d3-selection";
-import { zoom, zoomIdentity, type D3ZoomEvent, type ZoomBehavior } from "d3-zoom";
-
 import { arrange, plotFor } from "./arrange";
 import { edgeKey, findEdge, type Graph } from "./graph";
+import { listenToGestures } from "./gestures";
 import { EdgeIndex, hitNode, sameHit, type Hit } from "./hit";
 import { LABEL_ANGLE, LABEL_SIZE } from "./labels";
-import { columnAt, COLUMN_WIDTH, curvePoint, edgeCurve, newCurve, nodePoint, type Grid, type Point } from "./layout";
+import { columnAt, curvePoint, edgeCurve, newCurve, nodePoint, type Point } from "./layout";
 import { nodeExists, parseNodeName, type NodeRef } from "./names";
 import { paintBase } from "./paint/base";
 import { ALL_PAINTED, type PaintedEdges } from "./paint/edges";
@@ -20,14 +18,17 @@ import { visibleText } from "./text";
 import type { Theme } from "./theme";
 import {
   bringIntoView,
-  columnPixels,
+  curveToScreen,
   fitTransform,
   inPlot,
   keepInSight,
+  toGrid,
   toScreen,
-  toWorld,
+  withinWidth,
   zoomLimits,
+  zoomTo,
   type Plot,
+  type Scale,
   type Transform,
 } from "./view";
 
@@ -37,8 +38,6 @@ const MIN_NODE_REACH = 5;
 const EDGE_REACH = 5;
 /** A node's reach never covers more of its cell than this, so that a background is left to click on. */
 const MAX_CELL_SHARE = 0.45;
-/** The pointer may wander so many pixels between press and release of a click. */
-const CLICK_DISTANCE = 4;
 
 const NOWHERE: Point = { x: 0, y: 0 };
 /** Where along an edge (0 to 1) a click on it is tried. */
@@ -56,8 +55,9 @@ export interface StageEvents {
 export type Locatable = Selection | { type: "target"; position: number };
 
 interface Arranged {
-  grid: Grid;
   plot: Plot;
+  /** The scale at which the graph was fitted; zooming goes on from it. */
+  fitted: Scale;
   labels: Labels;
 }
 
@@ -70,14 +70,15 @@ export class Stage {
   private matches: ReadonlySet<number> = new Set();
   private currentMatch: number | null = null;
   private painted: PaintedEdges = ALL_PAINTED;
-  private transform: Transform = { k: 1, x: 0, y: 0 };
+  private transform: Transform = { kx: 1, ky: 1, x: 0, y: 0 };
   private isFitted = true;
   private width = 0;
   private height = 0;
   private hover: Hit | null = null;
+  /** The column that the pointer is in. */
+  private column: number | null = null;
   private scheduled = 0;
   private baseIsStale = true;
-  private readonly zoom: ZoomBehavior<HTMLCanvasElement, unknown>;
   private readonly resizes: ResizeObserver;
   private readonly listeners = new AbortController();
 
@@ -86,16 +87,6 @@ export class Stage {
     private readonly overlay: HTMLCanvasElement,
     private readonly events: StageEvents,
   ) {
-    this.zoom = zoom<HTMLCanvasElement, unknown>()
-      .clickDistance(CLICK_DISTANCE)
-      .constrain((wanted) => this.constrain(wanted))
-      .on("zoom", (event: D3ZoomEvent<HTMLCanvasElement, unknown>) => {
-        this.transform = event.transform;
-        if (event.sourceEvent) this.isFitted = false;
-        this.setHover(null, NOWHERE);
-        this.redraw();
-      });
-    select(overlay).call(this.zoom).on("dblclick.zoom", null);
     this.resizes = new ResizeObserver(() => {
       this.resize();
     });
@@ -110,7 +101,6 @@ export class Stage {
     this.listeners.abort();
     this.resizes.disconnect();
     cancelAnimationFrame(this.scheduled);
-    select(this.overlay).on(".zoom", null);
   }
 
   /** Shows a graph; the view stays as it is unless `fit`. */
@@ -147,23 +137,22 @@ export class Stage {
   zoomBy(factor: number): void {
     if (this.arranged === null) return;
     const { plot } = this.arranged;
-    this.isFitted = false;
-    this.zoom.scaleBy(select(this.overlay), factor, [plot.left + plot.width / 2, plot.top + plot.height / 2]);
+    const middle = { x: plot.left + plot.width / 2, y: plot.top + plot.height / 2 };
+    this.zoomFrom(this.transform, middle, middle, factor);
   }
 
   /** Pans just far enough to see a node. */
   revealNode(node: NodeRef): void {
     if (this.arranged === null) return;
-    const { grid, plot } = this.arranged;
-    this.moveTo(bringIntoView(this.transform, nodePoint(grid, node), plot, false));
+    this.moveTo(bringIntoView(this.transform, nodePoint(node), this.arranged.plot, false));
   }
 
   /** Pans a column to the middle, unless it is in view already. */
   revealColumn(position: number): void {
     if (this.arranged === null) return;
     const { plot } = this.arranged;
-    const { y } = toWorld(this.transform, { x: 0, y: plot.top + plot.height / 2 });
-    const point = { x: position * COLUMN_WIDTH, y };
+    const { y } = toGrid(this.transform, { x: 0, y: plot.top + plot.height / 2 });
+    const point = { x: position, y };
     if (!inPlot(plot, toScreen(this.transform, point))) this.moveTo(bringIntoView(this.transform, point, plot, true));
   }
 
@@ -171,7 +160,7 @@ export class Stage {
   locate(thing: Locatable): Point | null {
     const scene = this.scene();
     if (scene === null) return null;
-    const { graph, grid, plot } = scene;
+    const { graph, plot } = scene;
     if (thing.type === "target") {
       const x = columnX(scene, thing.position);
       return inPlot(plot, { x, y: plot.top }) ? { x, y: selectorY(scene) } : null;
@@ -179,7 +168,7 @@ export class Stage {
     let point: Point | null = null;
     if (thing.type === "node") {
       const node = parseNodeName(thing.node);
-      if (nodeExists(node, graph.nLayers, graph.nTokens)) point = toScreen(this.transform, nodePoint(grid, node));
+      if (nodeExists(node, graph.nLayers, graph.nTokens)) point = toScreen(this.transform, nodePoint(node));
     } else {
       const edge = findEdge(graph, thing);
       if (edge >= 0) point = this.pointOnEdge(scene, edge);
@@ -188,14 +177,15 @@ export class Stage {
   }
 
   view(): Transform {
-    return { k: this.transform.k, x: this.transform.x, y: this.transform.y };
+    return this.transform;
   }
 
   /** A point at which the edge is the one under the pointer, if others do not cover all of it. */
-  private pointOnEdge({ graph, grid }: Scene, edge: number): Point {
+  private pointOnEdge({ graph }: Scene, edge: number): Point {
     const curve = newCurve();
-    edgeCurve(grid, graph, edge, curve);
-    const points = PROBES.map((t) => toScreen(this.transform, curvePoint(curve, t)));
+    edgeCurve(graph, edge, curve);
+    curveToScreen(this.transform, curve);
+    const points = PROBES.map((t) => curvePoint(curve, t));
     return points.find((point) => sameHit(this.hitAt(point), { type: "edge", edge })) ?? points[0];
   }
 
@@ -204,33 +194,36 @@ export class Stage {
     this.applyTransform(transform);
   }
 
-  private applyTransform({ k, x, y }: Transform): void {
-    this.zoom.transform(select(this.overlay), zoomIdentity.translate(x, y).scale(k));
+  /** Moves and zooms a view that was taken earlier, within limits. */
+  private zoomFrom(view: Transform, from: Point, to: Point, factor: number): void {
+    if (this.graph === null || this.arranged === null) return;
+    const { plot, fitted } = this.arranged;
+    const [least, most] = zoomLimits(this.graph, plot);
+    // A view may lie beyond the limits, after a change of size: it can stay there.
+    const kx = Math.min(Math.max(most, view.kx), Math.max(Math.min(least, view.kx), factor * view.kx));
+    this.moveTo(keepInSight(zoomTo(view, kx, fitted, from, to), this.graph, plot));
   }
 
-  private constrain(wanted: Transform) {
-    const kept = this.arranged === null ? wanted : keepInSight(wanted, this.arranged.grid, this.arranged.plot);
-    return zoomIdentity.translate(kept.x, kept.y).scale(kept.k);
+  private applyTransform(transform: Transform): void {
+    this.transform = transform;
+    this.setHover(null, NOWHERE);
+    this.redraw();
   }
 
   /** Margins and, while the view is a fitted one, proportions and zoom: from the size of the canvas and the tokens. */
   private arrange(): void {
     if (this.graph === null || this.theme === null || this.width === 0) return;
-    const { nTokens, nLayers, header } = this.graph;
-    const texts = header.tokens.map(visibleText);
+    const texts = this.graph.header.tokens.map(visibleText);
     const widths = this.measure(texts, this.theme);
     if (this.isFitted || this.arranged === null) {
-      const { grid, plot, mode } = arrange(this.width, this.height, nTokens, nLayers, widths);
-      this.edgeIndex = null;
-      this.arranged = { grid, plot, labels: { texts, widths, mode } };
+      const { plot, fitted, mode } = arrange(this.width, this.height, this.graph, widths);
+      this.arranged = { plot, fitted, labels: { texts, widths, mode } };
     } else {
-      const { grid, labels } = this.arranged;
+      const { fitted, labels } = this.arranged;
       const plot = plotFor(this.width, this.height, labels.mode, widths);
-      this.arranged = { grid, plot, labels: { texts, widths, mode: labels.mode } };
+      this.arranged = { plot, fitted, labels: { texts, widths, mode: labels.mode } };
     }
-    const { grid, plot } = this.arranged;
-    this.zoom.scaleExtent(zoomLimits(grid, plot));
-    this.applyTransform(this.isFitted ? fitTransform(grid, plot) : this.transform);
+    this.applyTransform(this.isFitted ? fitTransform(this.graph, this.arranged.plot) : this.transform);
   }
 
   private measure(texts: readonly string[], theme: Theme): Float32Array {
@@ -249,10 +242,18 @@ export class Stage {
   private listen(): void {
     const { signal } = this.listeners;
     const at = (event: MouseEvent): Point => ({ x: event.offsetX, y: event.offsetY });
+    listenToGestures(
+      this.overlay,
+      signal,
+      () => this.transform,
+      (view, from, to, factor) => {
+        this.zoomFrom(view, from, to, factor);
+      },
+    );
     this.overlay.addEventListener(
       "pointermove",
       (event) => {
-        if (event.buttons === 0) this.setHover(this.hitAt(at(event)), at(event));
+        if (event.buttons === 0) this.hoverAt(at(event));
       },
       { signal },
     );
@@ -279,7 +280,23 @@ export class Stage {
     );
   }
 
-  private setHover(hit: Hit | null, at: Point): void {
+  private hoverAt(point: Point): void {
+    const hit = this.hitAt(point);
+    this.setHover(hit, point, this.columnUnder(point, hit));
+  }
+
+  /** The column that the pointer is in, whatever it is on. */
+  private columnUnder(point: Point, hit: Hit | null): number | null {
+    if (hit?.type === "node") return hit.node.position;
+    if (this.graph === null || this.arranged === null || !withinWidth(this.arranged.plot, point)) return null;
+    return columnAt(this.graph, toGrid(this.transform, point).x);
+  }
+
+  private setHover(hit: Hit | null, at: Point, column: number | null = null): void {
+    if (column !== this.column) {
+      this.column = column;
+      this.redrawOverlay();
+    }
     if (sameHit(hit, this.hover)) return;
     this.hover = hit;
     this.overlay.style.cursor = hit === null ? "" : "pointer";
@@ -289,26 +306,26 @@ export class Stage {
   private hitAt(point: Point): Hit | null {
     const scene = this.scene();
     if (scene === null) return null;
-    const { plot, grid, graph, labels } = scene;
-    const world = toWorld(this.transform, point);
-    if (point.x < plot.left || point.x > plot.left + plot.width) return null;
+    const { plot, graph, labels } = scene;
+    const { x } = toGrid(this.transform, point);
+    if (!withinWidth(plot, point)) return null;
     if (point.y < plot.top) {
-      const position = columnAt(grid, world.x);
+      const position = columnAt(graph, x);
       return position === null ? null : { type: "target", position };
     }
     const below = point.y - plot.top - plot.height;
     if (below > 0) {
-      const shift = labels.mode === "tilted" ? below / Math.tan(LABEL_ANGLE) / this.transform.k : 0;
-      const position = columnAt(grid, world.x + shift);
+      const shift = labels.mode === "tilted" ? below / Math.tan(LABEL_ANGLE) / this.transform.kx : 0;
+      const position = columnAt(graph, x + shift);
       return position === null ? null : { type: "node", node: { kind: "X", layer: 0, position } };
     }
-    const cell = Math.min(columnPixels(this.transform), grid.rowHeight * this.transform.k);
+    const cell = Math.min(this.transform.kx, this.transform.ky);
     const reach = Math.min(Math.max(MIN_NODE_REACH, nodeRadius(scene) + NODE_SLACK), MAX_CELL_SHARE * cell);
-    const node = hitNode(grid, world, reach / this.transform.k);
+    const node = hitNode(graph, this.transform, point, reach);
     if (node !== null) return { type: "node", node };
-    this.edgeIndex ??= new EdgeIndex(graph, grid);
+    this.edgeIndex ??= new EdgeIndex(graph);
     const isDrawn = (edge: number) => graph.arrays.weight[edge] >= this.painted.weakest[edgeKey(graph, edge)];
-    const edge = this.edgeIndex.hit(world, EDGE_REACH / this.transform.k, isDrawn);
+    const edge = this.edgeIndex.hit(this.transform, point, EDGE_REACH, isDrawn);
     return edge === null ? null : { type: "edge", edge };
   }
 
@@ -355,7 +372,7 @@ export class Stage {
       this.events.onPainted(this.painted);
       this.events.onDraw(performance.now() - start);
     }
-    paintOverlay(overlay, scene, this.attention);
+    paintOverlay(overlay, scene, this.attention, this.column);
   }
 
   /** The context of a canvas with as many pixels as the screen shows of it. */

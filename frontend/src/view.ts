@@ -1,10 +1,15 @@
-// Zoom and pan as arithmetic: between the grid's units and canvas pixels. No events, no drawing.
+// Zoom and pan as arithmetic: between the grid and canvas pixels. No events, no drawing.
 
-import { COLUMN_WIDTH, gridBox, rowCount, type Grid, type Point } from "./layout";
+import { gridBox, rowCount, type Curve, type Grid, type Point } from "./layout";
 
-/** screen = world * k + (x, y), in CSS pixels of the canvas. */
-export interface Transform {
-  k: number;
+/** Pixels a column and pixels a row. */
+export interface Scale {
+  kx: number;
+  ky: number;
+}
+
+/** screen = (column * kx + x, row * ky + y), in CSS pixels of the canvas. */
+export interface Transform extends Scale {
   x: number;
   y: number;
 }
@@ -17,9 +22,10 @@ export interface Plot {
   height: number;
 }
 
-/** Cells may be wider or taller than a square to fill the room, within reason: they stay so when zoomed into. */
-const MIN_ROW_HEIGHT = 0.45 * COLUMN_WIDTH;
-const MAX_ROW_HEIGHT = 4 * COLUMN_WIDTH;
+/** Rows are at least so tall, in columns: a graph of many layers leaves room at its sides instead. */
+const MIN_ROW = 0.45;
+/** Rows taller than this, in columns, are not zoomed into: columns widen alone until they have caught up. */
+const MAX_ZOOMED_ROW = 1.25;
 /** A fitted graph of few tokens is not blown up further than this. */
 const MAX_FITTED_COLUMN = 120;
 const MAX_COLUMN = 220;
@@ -27,42 +33,60 @@ const ZOOM_OUT = 0.7;
 /** So many pixels of the graph cannot be dragged out of sight. */
 const KEPT_IN_SIGHT = 80;
 
-export function fitGrid(nTokens: number, nLayers: number, plot: Plot): Grid {
-  const columnPixels = Math.min(MAX_FITTED_COLUMN, plot.width / nTokens);
-  const ratio = plot.height / rowCount(nLayers) / columnPixels;
-  const rowHeight = Math.min(MAX_ROW_HEIGHT, Math.max(MIN_ROW_HEIGHT, ratio * COLUMN_WIDTH));
-  return { nTokens, nLayers, rowHeight };
+/** The whole graph in the plot: rows fill its height, columns its width as far as they become neither wide nor flat. */
+export function fitScale({ nTokens, nLayers }: Grid, plot: Plot): Scale {
+  const ky = plot.height / rowCount(nLayers);
+  return { kx: Math.min(MAX_FITTED_COLUMN, plot.width / nTokens, ky / MIN_ROW), ky };
 }
 
-/** The whole graph in the plot: in the middle, and standing on the token labels below it. */
+/** In the middle of the plot, and standing on the token labels below it. */
 export function fitTransform(grid: Grid, plot: Plot): Transform {
+  const { kx, ky } = fitScale(grid, plot);
   const box = gridBox(grid);
-  const fill = Math.min(plot.width / (box.maxX - box.minX), plot.height / (box.maxY - box.minY));
-  const k = Math.min(fill, MAX_FITTED_COLUMN / COLUMN_WIDTH);
   return {
-    k,
-    x: plot.left + plot.width / 2 - (k * (box.minX + box.maxX)) / 2,
-    y: plot.top + plot.height - k * box.maxY,
+    kx,
+    ky,
+    x: plot.left + plot.width / 2 - (kx * (box.minX + box.maxX)) / 2,
+    y: plot.top + plot.height - ky * box.maxY,
   };
 }
 
+/** How tall rows are when columns are `kx` wide: zooming has one degree of freedom, and this makes it two scales. */
+export function rowPixels(kx: number, fitted: Scale): number {
+  const zoomedOut = Math.min(1, kx / fitted.kx) * fitted.ky;
+  return Math.max(zoomedOut, Math.min(MAX_ZOOMED_ROW, fitted.ky / fitted.kx) * kx);
+}
+
+/** The least and the widest columns that one can zoom to. */
 export function zoomLimits(grid: Grid, plot: Plot): [number, number] {
-  const fitted = fitTransform(grid, plot).k;
-  return [ZOOM_OUT * fitted, Math.max(fitted, MAX_COLUMN / COLUMN_WIDTH)];
+  const { kx } = fitScale(grid, plot);
+  return [ZOOM_OUT * kx, Math.max(kx, MAX_COLUMN)];
+}
+
+/** The view with columns of `kx` pixels that shows at `to` what is at `from` now. */
+export function zoomTo(transform: Transform, kx: number, fitted: Scale, from: Point, to: Point): Transform {
+  const ky = rowPixels(kx, fitted);
+  return {
+    kx,
+    ky,
+    x: to.x - ((from.x - transform.x) * kx) / transform.kx,
+    y: to.y - ((from.y - transform.y) * ky) / transform.ky,
+  };
 }
 
 /** The nearest transform that leaves some of the graph in the plot. */
 export function keepInSight(transform: Transform, grid: Grid, plot: Plot): Transform {
-  const { k } = transform;
+  const { kx, ky } = transform;
   const box = gridBox(grid);
-  const clamp = (value: number, start: number, size: number, min: number, max: number) => {
+  const clamp = (value: number, k: number, start: number, size: number, min: number, max: number) => {
     const kept = Math.min(KEPT_IN_SIGHT, k * (max - min), size);
     return Math.min(start + size - kept - k * min, Math.max(start + kept - k * max, value));
   };
   return {
-    k,
-    x: clamp(transform.x, plot.left, plot.width, box.minX, box.maxX),
-    y: clamp(transform.y, plot.top, plot.height, box.minY, box.maxY),
+    kx,
+    ky,
+    x: clamp(transform.x, kx, plot.left, plot.width, box.minX, box.maxX),
+    y: clamp(transform.y, ky, plot.top, plot.height, box.minY, box.maxY),
   };
 }
 
@@ -75,27 +99,31 @@ export function bringIntoView(transform: Transform, point: Point, plot: Plot, ce
   };
   const at = toScreen(transform, point);
   return {
-    k: transform.k,
+    ...transform,
     x: transform.x + shift(at.x, plot.left, plot.width),
     y: transform.y + shift(at.y, plot.top, plot.height),
   };
 }
 
-export function toScreen(transform: Transform, point: Point): Point {
-  return { x: point.x * transform.k + transform.x, y: point.y * transform.k + transform.y };
+export function toScreen({ kx, ky, x, y }: Transform, point: Point): Point {
+  return { x: point.x * kx + x, y: point.y * ky + y };
 }
 
-export function toWorld(transform: Transform, point: Point): Point {
-  return { x: (point.x - transform.x) / transform.k, y: (point.y - transform.y) / transform.k };
+export function toGrid({ kx, ky, x, y }: Transform, point: Point): Point {
+  return { x: (point.x - x) / kx, y: (point.y - y) / ky };
 }
 
-export function columnPixels(transform: Transform): number {
-  return COLUMN_WIDTH * transform.k;
+/** Moves a curve from the grid to the screen, in place. */
+export function curveToScreen({ kx, ky, x, y }: Transform, curve: Curve): void {
+  for (let i = 0; i < curve.length; i += 2) {
+    curve[i] = curve[i] * kx + x;
+    curve[i + 1] = curve[i + 1] * ky + y;
+  }
 }
 
 /** First and last column with a pixel in the plot; first > last when there is none. */
 export function visibleColumns(transform: Transform, grid: Grid, plot: Plot): [number, number] {
-  const column = (x: number) => (x - transform.x) / (COLUMN_WIDTH * transform.k);
+  const column = (x: number) => (x - transform.x) / transform.kx;
   return [
     Math.max(0, Math.ceil(column(plot.left) - 0.5)),
     Math.min(grid.nTokens - 1, Math.floor(column(plot.left + plot.width) + 0.5)),
@@ -103,10 +131,10 @@ export function visibleColumns(transform: Transform, grid: Grid, plot: Plot): [n
 }
 
 export function inPlot(plot: Plot, point: Point): boolean {
-  return (
-    point.x >= plot.left &&
-    point.x <= plot.left + plot.width &&
-    point.y >= plot.top &&
-    point.y <= plot.top + plot.height
-  );
+  return withinWidth(plot, point) && point.y >= plot.top && point.y <= plot.top + plot.height;
+}
+
+/** In the plot, or straight above or below it. */
+export function withinWidth(plot: Plot, point: Point): boolean {
+  return point.x >= plot.left && point.x <= plot.left + plot.width;
 }

@@ -1,10 +1,10 @@
 // Paints edges: many at once in classes of weight, or a single one with emphasis.
 
 import { edgeKey, RESIDUAL_TO_A, RESIDUAL_TO_I } from "../graph";
-import { edgeCurve, newCurve, nodeRow, type Curve } from "../layout";
+import { edgeCurve, newCurve, nodeRow } from "../layout";
 import { classWeight, edgeOpacity, edgeWidth, weightClass, WEIGHT_CLASSES } from "../scale";
 import type { EdgeKey } from "../selection";
-import { toWorld, visibleColumns, type Transform } from "../view";
+import { curveToScreen, toGrid, visibleColumns } from "../view";
 import { isFar, strokeScale, type Scene } from "./scene";
 
 /** How many edges of a kind are painted at most, strongest first, so that a pan stays smooth. */
@@ -23,7 +23,7 @@ export const ALL_PAINTED: PaintedEdges = { count: 0, weakest: { attention: 0, re
 const curve = newCurve();
 
 export function paintEdges(context: CanvasRenderingContext2D, scene: Scene): PaintedEdges {
-  const { graph, grid, transform, theme } = scene;
+  const { graph, theme } = scene;
   const { edges, weakest } = edgesInView(scene, isFar(scene) ? MOST_FAR : MOST_NEAR);
   const buckets = Array.from({ length: WEIGHT_CLASSES * KEYS.length }, (): number[] => []);
   for (const edge of edges) {
@@ -39,10 +39,7 @@ export function paintEdges(context: CanvasRenderingContext2D, scene: Scene): Pai
     context.globalAlpha = edgeOpacity(weight);
     context.lineWidth = edgeWidth(weight) * scale;
     context.beginPath();
-    for (const edge of bucket) {
-      edgeCurve(grid, graph, edge, curve);
-      tracePath(context, transform, curve, isStraight(graph.arrays.kind[edge]));
-    }
+    for (const edge of bucket) tracePath(context, scene, edge);
     context.stroke();
   });
   context.globalAlpha = 1;
@@ -57,12 +54,11 @@ export function strokeEdge(
   color: string,
   extra: number,
 ) {
-  const { graph, grid, transform } = scene;
-  edgeCurve(grid, graph, edge, curve);
+  const { graph } = scene;
   context.strokeStyle = color;
   context.lineWidth = edgeWidth(graph.arrays.weight[edge]) * strokeScale(scene) + extra;
   context.beginPath();
-  tracePath(context, transform, curve, isStraight(graph.arrays.kind[edge]));
+  tracePath(context, scene, edge);
   context.stroke();
 }
 
@@ -70,18 +66,20 @@ function isStraight(kind: number): boolean {
   return kind === RESIDUAL_TO_A || kind === RESIDUAL_TO_I;
 }
 
-function tracePath(context: CanvasRenderingContext2D, { k, x, y }: Transform, c: Curve, straight: boolean) {
-  context.moveTo(c[0] * k + x, c[1] * k + y);
-  if (straight) context.lineTo(c[6] * k + x, c[7] * k + y);
-  else context.bezierCurveTo(c[2] * k + x, c[3] * k + y, c[4] * k + x, c[5] * k + y, c[6] * k + x, c[7] * k + y);
+function tracePath(context: CanvasRenderingContext2D, { graph, transform }: Scene, edge: number) {
+  edgeCurve(graph, edge, curve);
+  curveToScreen(transform, curve);
+  context.moveTo(curve[0], curve[1]);
+  if (isStraight(graph.arrays.kind[edge])) context.lineTo(curve[6], curve[7]);
+  else context.bezierCurveTo(curve[2], curve[3], curve[4], curve[5], curve[6], curve[7]);
 }
 
 /** The edges that touch the plot, up to so many of a kind. */
-function edgesInView({ graph, grid, transform, plot }: Scene, most: Record<EdgeKey, number>) {
+function edgesInView({ graph, transform, plot }: Scene, most: Record<EdgeKey, number>) {
   const { source, destination, layer, weight } = graph.arrays;
-  const [first, last] = visibleColumns(transform, grid, plot);
-  const topRow = -toWorld(transform, { x: 0, y: plot.top }).y / grid.rowHeight;
-  const bottomRow = -toWorld(transform, { x: 0, y: plot.top + plot.height }).y / grid.rowHeight;
+  const [first, last] = visibleColumns(transform, graph, plot);
+  const topRow = -toGrid(transform, { x: 0, y: plot.top }).y;
+  const bottomRow = -toGrid(transform, { x: 0, y: plot.top + plot.height }).y;
   const edges: number[] = [];
   const left = { ...most };
   const weakest = { ...ALL_PAINTED.weakest };

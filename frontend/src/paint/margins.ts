@@ -1,9 +1,9 @@
 // Paints what stands around the plot: layer names, token labels, target selectors, the prediction.
 
 import { LABEL_ANGLE, LABEL_SIZE, MAX_LABEL_WIDTH, plannedLabels } from "../labels";
-import { COLUMN_WIDTH, layerBand } from "../layout";
+import { layerBand } from "../layout";
 import { fitText, formatWeight, visibleText } from "../text";
-import { columnPixels, toScreen, visibleColumns } from "../view";
+import { toScreen, visibleColumns } from "../view";
 import { font, type Scene } from "./scene";
 
 /** Height of the selectors' tips above the plot. */
@@ -22,12 +22,12 @@ const PREDICTION_GAP = 6;
 const LABEL_GAP = 8;
 
 export function columnX(scene: Scene, position: number): number {
-  return toScreen(scene.transform, { x: position * COLUMN_WIDTH, y: 0 }).x;
+  return toScreen(scene.transform, { x: position, y: 0 }).x;
 }
 
-export function paintLayerLabels(context: CanvasRenderingContext2D, { grid, transform, plot, theme }: Scene): void {
+export function paintLayerLabels(context: CanvasRenderingContext2D, { graph, transform, plot, theme }: Scene): void {
   const middle = (layer: number) => {
-    const { top, bottom } = layerBand(grid, layer);
+    const { top, bottom } = layerBand(layer);
     return toScreen(transform, { x: 0, y: (top + bottom) / 2 }).y;
   };
   const write = (text: string, y: number) => {
@@ -40,7 +40,7 @@ export function paintLayerLabels(context: CanvasRenderingContext2D, { grid, tran
   context.globalAlpha = MUTED;
   context.textAlign = "right";
   context.textBaseline = "middle";
-  for (let layer = 0; layer < grid.nLayers; layer += every) {
+  for (let layer = 0; layer < graph.nLayers; layer += every) {
     write(`L${layer}`, middle(layer));
   }
   const embeddings = toScreen(transform, { x: 0, y: 0 }).y;
@@ -49,9 +49,9 @@ export function paintLayerLabels(context: CanvasRenderingContext2D, { grid, tran
 }
 
 export function paintTokenLabels(context: CanvasRenderingContext2D, scene: Scene): void {
-  const { graph, grid, transform, plot, theme, labels } = scene;
-  const [first, last] = visibleColumns(transform, grid, plot);
-  const pixels = columnPixels(transform);
+  const { graph, transform, plot, theme, labels } = scene;
+  const [first, last] = visibleColumns(transform, graph, plot);
+  const pixels = transform.kx;
   const priority = (position: number) => {
     if (position === graph.header.target) return 4;
     if (position === scene.currentMatch) return 3;
@@ -86,15 +86,16 @@ export function paintTokenLabels(context: CanvasRenderingContext2D, scene: Scene
 }
 
 export function paintSelectors(context: CanvasRenderingContext2D, scene: Scene): void {
-  const { graph, grid, transform, plot, theme } = scene;
-  const [first, last] = visibleColumns(transform, grid, plot);
-  if (columnPixels(transform) >= MIN_SELECTOR_COLUMN) {
+  const { graph, transform, plot, theme } = scene;
+  const [first, last] = visibleColumns(transform, graph, plot);
+  if (transform.kx >= MIN_SELECTOR_COLUMN) {
+    const size = Math.min(SELECTOR_SIZE, MAX_SELECTOR_SHARE * transform.kx);
     context.strokeStyle = theme.text;
     context.lineWidth = 1;
     context.globalAlpha = FAINT;
     context.beginPath();
     for (let position = first; position <= last; position++) {
-      if (position !== graph.header.target) addSelector(context, scene, position);
+      if (position !== graph.header.target) addSelector(context, scene, position, size);
     }
     context.stroke();
     context.globalAlpha = 1;
@@ -103,19 +104,36 @@ export function paintSelectors(context: CanvasRenderingContext2D, scene: Scene):
   if (x < plot.left || x > plot.left + plot.width) return;
   context.fillStyle = theme.text;
   context.beginPath();
-  addSelector(context, scene, graph.header.target);
+  addSelector(context, scene, graph.header.target, SELECTOR_SIZE);
   context.fill();
   paintPrediction(context, scene, x);
 }
 
+/** The triangle above the column that the pointer is in: at full size, so that a column of any width is seen to have one. */
+export function paintPointedSelector(
+  context: CanvasRenderingContext2D,
+  scene: Scene,
+  position: number,
+  isHit: boolean,
+): void {
+  const { theme, graph } = scene;
+  if (position === graph.header.target && !isHit) return;
+  context.beginPath();
+  addSelector(context, scene, position, SELECTOR_SIZE);
+  context.fillStyle = isHit ? theme.selection : theme.background;
+  context.fill();
+  if (isHit) return;
+  context.strokeStyle = theme.text;
+  context.lineWidth = 1;
+  context.stroke();
+}
+
 /** Adds the triangle above a column to the current path. */
-export function addSelector(context: CanvasRenderingContext2D, scene: Scene, position: number): void {
+function addSelector(context: CanvasRenderingContext2D, scene: Scene, position: number, size: number): void {
   const x = columnX(scene, position);
   const { plot } = scene;
   if (x < plot.left || x > plot.left + plot.width) return;
   const tip = plot.top - SELECTOR_BOTTOM;
-  const isTarget = position === scene.graph.header.target;
-  const size = isTarget ? SELECTOR_SIZE : Math.min(SELECTOR_SIZE, MAX_SELECTOR_SHARE * columnPixels(scene.transform));
   context.moveTo(x - size, tip - size * SELECTOR_SLOPE);
   context.lineTo(x + size, tip - size * SELECTOR_SLOPE);
   context.lineTo(x, tip);
@@ -160,13 +178,13 @@ function measuredIn(context: CanvasRenderingContext2D, family: string): (text: s
 
 /** Alternating bands tell layers apart; thin lines mark the columns. */
 export function paintGround(context: CanvasRenderingContext2D, scene: Scene): void {
-  const { grid, transform, plot, theme } = scene;
+  const { graph, transform, plot, theme } = scene;
   context.fillStyle = theme.band;
   context.globalAlpha = BAND;
-  for (let layer = 0; layer < grid.nLayers; layer += 2) {
-    const { top, bottom } = layerBand(grid, layer);
+  for (let layer = 0; layer < graph.nLayers; layer += 2) {
+    const { top, bottom } = layerBand(layer);
     const y = toScreen(transform, { x: 0, y: top }).y;
-    context.fillRect(plot.left, y, plot.width, (bottom - top) * transform.k);
+    context.fillRect(plot.left, y, plot.width, (bottom - top) * transform.ky);
   }
   context.globalAlpha = 1;
 }
@@ -180,7 +198,7 @@ export function paintColumn(
   alpha: number,
 ) {
   const { plot, transform } = scene;
-  const width = Math.max(3, 0.9 * columnPixels(transform));
+  const width = Math.max(3, 0.9 * transform.kx);
   context.globalAlpha = alpha;
   context.fillStyle = color;
   context.fillRect(columnX(scene, position) - width / 2, plot.top, width, plot.height);

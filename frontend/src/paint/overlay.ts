@@ -5,7 +5,7 @@ import type { Hit } from "../hit";
 import { nodeExists, nodeFromId, nodeId, parseNodeName, type NodeRef } from "../names";
 import type { Selection } from "../selection";
 import { strokeEdge } from "./edges";
-import { addSelector, paintColumn } from "./margins";
+import { paintColumn, paintPointedSelector } from "./margins";
 import { addNode, paintNodes } from "./nodes";
 import { nodeRadius, type Scene } from "./scene";
 
@@ -24,15 +24,11 @@ export function paintOverlay(
   context: CanvasRenderingContext2D,
   scene: Scene,
   { hover, selection, focus }: Attention,
+  pointedColumn: number | null,
 ): void {
   const { plot, theme, graph } = scene;
   context.clearRect(0, 0, scene.width, scene.height);
-  if (hover?.type === "target") {
-    context.fillStyle = theme.selection;
-    context.beginPath();
-    addSelector(context, scene, hover.position);
-    context.fill();
-  }
+  if (pointedColumn !== null) paintPointedSelector(context, scene, pointedColumn, hover?.type === "target");
   context.save();
   context.beginPath();
   context.rect(plot.left, plot.top, plot.width, plot.height);
@@ -66,7 +62,7 @@ function paintSelection(context: CanvasRenderingContext2D, scene: Scene, selecti
     emphasiseEdges(context, scene, edgesOf(graph, node));
     context.fillStyle = theme.selection;
     context.beginPath();
-    addNode(context, scene.transform, scene, node, Math.max(MIN_RING, 1.15 * nodeRadius(scene)));
+    addNode(context, scene.transform, node, Math.max(MIN_RING, 1.15 * nodeRadius(scene)));
     context.fill();
     paintRing(context, scene, node, theme.selection, 2);
     return;
@@ -109,7 +105,7 @@ function paintRing(context: CanvasRenderingContext2D, scene: Scene, node: NodeRe
   context.strokeStyle = color;
   context.lineWidth = width;
   context.beginPath();
-  addNode(context, scene.transform, scene, node, Math.max(MIN_RING, nodeRadius(scene)) + 3);
+  addNode(context, scene.transform, node, Math.max(MIN_RING, nodeRadius(scene)) + 3);
   context.stroke();
 }
 
@@ -118,7 +114,7 @@ function paintFocus(context: CanvasRenderingContext2D, scene: Scene, node: NodeR
   context.strokeStyle = scene.theme.text;
   context.lineWidth = 1.5;
   context.beginPath();
-  addNode(context, scene.transform, scene, node, Math.max(MIN_RING, nodeRadius(scene)) + 6);
+  addNode(context, scene.transform, node, Math.max(MIN_RING, nodeRadius(scene)) + 6);
   context.stroke();
   context.setLineDash([]);
 }

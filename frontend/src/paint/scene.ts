@@ -2,7 +2,6 @@
 
 import type { Graph } from "../graph";
 import type { LabelMode } from "../labels";
-import { COLUMN_WIDTH, type Grid } from "../layout";
 import type { Theme } from "../theme";
 import type { Plot, Transform } from "../view";
 
@@ -14,7 +13,6 @@ export interface Labels {
 
 export interface Scene {
   graph: Graph;
-  grid: Grid;
   transform: Transform;
   plot: Plot;
   width: number;
@@ -38,19 +36,18 @@ const MAX_STROKE_SCALE = 1.3;
 const FAR_COLUMN = 7;
 
 export function isFar({ transform }: Scene): boolean {
-  return COLUMN_WIDTH * transform.k < FAR_COLUMN;
+  return transform.kx < FAR_COLUMN;
 }
 
 /** Radius of a node in pixels. */
-export function nodeRadius({ grid, transform }: Scene): number {
-  const cell = Math.min(COLUMN_WIDTH, 1.4 * grid.rowHeight) * transform.k;
+export function nodeRadius({ transform: { kx, ky } }: Scene): number {
+  const cell = Math.min(kx, 1.4 * ky);
   return Math.min(MAX_NODE_RADIUS, Math.max(MIN_NODE_RADIUS, NODE_SHARE * cell));
 }
 
 /** What edge widths are multiplied with. */
 export function strokeScale({ transform }: Scene): number {
-  const scale = (COLUMN_WIDTH * transform.k) / FULL_WIDTH_COLUMN;
-  return Math.min(MAX_STROKE_SCALE, Math.max(MIN_STROKE_SCALE, scale));
+  return Math.min(MAX_STROKE_SCALE, Math.max(MIN_STROKE_SCALE, transform.kx / FULL_WIDTH_COLUMN));
 }
 
 export function font(size: number, family: string, weight = 400): string {

@@ -264,5 +264,5 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
 function describeSelected(graph: Graph, selection: Selection): string {
   const text = describeSelection(selection, graph.header.tokens);
   const isGone = selection.type === "edge" && findEdge(graph, selection) < 0;
-  return isGone ? `${text} (not drawn at this threshold)` : text;
+  return isGone ? `${text} (not on these routes)` : text;
 }
