@@ -44,7 +44,7 @@ frontend: $(VENV)/.app ## build the graph component, if its sources changed
 	@$(BIN)/python hatch_build.py
 
 bench: $(VENV)/.dev ## measure; each benchmark prints ratios from one run
-	$(BIN)/python -m benchmarks.extraction --shape gpt2-small llama-88m --tokens 512 1024
+	$(BIN)/python -m benchmarks.extraction --shape gpt2-small llama-88m --tokens 512 1024 2048
 	$(BIN)/python -m benchmarks.materialising
 
 demo-model: $(VENV)/.dev ## train the demo model again (about a quarter of an hour on 2 cores)
