@@ -13,12 +13,7 @@ from llm_tt.errors import ConfigError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD
 from llm_tt.text import visible
 
-_PRECISIONS = {
-    "auto": "auto: float32 on a CPU, else the checkpoint's own",
-    "float32": "float32: exact, most memory",
-    "bfloat16": "bfloat16: half the memory",
-    "float16": "float16: half the memory",
-}
+_PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -100,10 +95,10 @@ def _model(service: Service) -> ModelKey | None:
             st.caption("This machine has one device, the CPU.")
         dtype = st.selectbox(
             "Precision",
-            list(_PRECISIONS),
-            format_func=_PRECISIONS.__getitem__,
+            _PRECISIONS,
             key="dtype",
-            help="Of the weights and the forward pass. Contributions are always computed in float32.",
+            help="Of the weights and the forward pass; contributions are always computed in float32. "
+            '"auto" is float32 on a CPU and the checkpoint\'s own precision elsewhere. Half precision takes half the memory.',
         )
     return ModelKey(name, device, dtype) if name else None
 
