@@ -18,7 +18,6 @@ from llm_tt.errors import ModelError, OutOfMemoryError
 from llm_tt.models.memory import available_bytes, show_bytes
 from llm_tt.progress import Progress, silent
 
-DTYPES = ("float32", "bfloat16", "float16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenization_*.py")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
