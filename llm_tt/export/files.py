@@ -86,28 +86,32 @@ def to_html(graph: FlowGraph, model: str) -> str:
         node = Node.parse(name)
         # Not escaped: it is drawn on a canvas, and pyvis keeps `<` out of the page's script.
         text = visible(attributes["text"])
-        label = text if node.kind == "X" or node == graph.root else name
+        # pyvis puts the name where the label is empty.
+        label = text if node.kind == "X" or node == graph.root else " "
         network.add_node(
             name,
             label=label,
             title=f"{name}: {text}",
-            x=node.position * _SPACING,
+            # Beside the line that passes it by.
+            x=(node.position + (0.3 if node.kind == "M" else 0)) * _SPACING,
             y=-_height(node) * _SPACING,
-            shape="box" if node.kind == "M" else "dot",
-            size=9,
+            shape="square" if node.kind == "M" else "dot",
+            size=6,
             color=_COLOURS["ffn"] if node.kind == "M" else _COLOURS["residual"],
         )
     for edge in graph.edges():
         source, destination = edge.ends
         heads = ", ".join(f"head {head}: {weight:.3f}" for head, weight in edge.heads.items())
         title = f"{source.name} to {destination.name}: {edge.weight:.3f}" + (f" ({heads})" if heads else "")
+        to_itself = edge.kind is EdgeKind.ATTENTION and edge.source == edge.destination
         network.add_edge(
             source.name,
             destination.name,
-            value=edge.weight,
-            width=1 + 6 * math.sqrt(edge.weight),
+            width=0.5 + 5 * math.sqrt(edge.weight),
             title=title,
             color=_COLOURS[edge.kind.key],
+            arrows={"to": {"enabled": True, "scaleFactor": 0.35}},
+            smooth={"enabled": to_itself, "type": "curvedCCW", "roundness": 0.4},
         )
     # pyvis links a style sheet and its scripts from elsewhere even when told to be self-contained.
     page = _EXTERNAL.sub("", network.generate_html())
