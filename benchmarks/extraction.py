@@ -33,31 +33,32 @@ def main() -> None:
     parser.add_argument("--shape", choices=models.SHAPES, nargs="+", default=["gpt2-small"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[512])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=models.SEED, help="of the random weights; decides how far routes spread")
     parser.add_argument("--peak", choices=["plain", "routes"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
-        print(_peak_megabytes(options.peak, options.shape[0], options.tokens[0]))
+        print(_peak_megabytes(options.peak, options.shape[0], options.tokens[0], options.seed))
         return
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for shape in options.shape:
         for n_tokens in options.tokens:
-            _report(shape, n_tokens, options.repeats)
+            _report(shape, n_tokens, options.repeats, options.seed)
 
 
-def _report(shape: str, n_tokens: int, repeats: int) -> None:
-    times = _times(shape, n_tokens, repeats)
+def _report(shape: str, n_tokens: int, repeats: int, seed: int) -> None:
+    times = _times(shape, n_tokens, repeats, seed)
     print(f"\n{shape}, T = {n_tokens}")
     for name, label in (("plain", "plain forward"), ("trace", "trace"), ("routes", "extraction"), ("threshold", "other threshold")):
         print(f"{label:<18}{times[name] * 1000:9.1f} ms   {times[name] / times['plain']:.3f} of the plain forward")
     print(f"trace + routes                     {(times['trace'] + times['routes']) / times['plain']:.3f} of the plain forward")
     print(f"positions reached in a layer: median {times['reached']:.0f}, most {times['most']:.0f}; {times['edges']:.0f} edges")
-    peak = {what: _in_fresh_process(what, shape, n_tokens) for what in ("plain", "routes")}
+    peak = {what: _in_fresh_process(what, shape, n_tokens, seed) for what in ("plain", "routes")}
     print(f"peak memory       plain {peak['plain']:.0f} MB, trace and routes {peak['routes']:.0f} MB: {peak['routes'] / peak['plain']:.2f}")
 
 
-def _times(shape: str, n_tokens: int, repeats: int) -> dict[str, float]:
+def _times(shape: str, n_tokens: int, repeats: int, seed: int) -> dict[str, float]:
     """Medians over `repeats` rounds in which plain forward, trace and extraction take turns."""
-    plain, llm = models.build(shape, "sdpa"), _bridge(shape)
+    plain, llm = models.build(shape, "sdpa", seed), _bridge(shape, seed)
     ids = models.prompt(n_tokens, llm.info.d_vocab)
     batch = torch.tensor([ids])
     rounds: dict[str, list[float]] = {"plain": [], "trace": [], "routes": [], "threshold": []}
@@ -85,21 +86,21 @@ def _times(shape: str, n_tokens: int, repeats: int) -> dict[str, float]:
     }
 
 
-def _bridge(shape: str) -> BridgeLlm:
-    model = models.build(shape, "eager")
+def _bridge(shape: str, seed: int) -> BridgeLlm:
+    model = models.build(shape, "eager", seed)
     size = model.config.vocab_size
     return BridgeLlm(shape, model, models.tokenizer(size), models.tokenizer(size))
 
 
-def _peak_megabytes(what: str, shape: str, n_tokens: int) -> float:
+def _peak_megabytes(what: str, shape: str, n_tokens: int, seed: int) -> float:
     """The process's peak during one run; what building the random model took before it does not count."""
     if what == "routes":
-        llm = _bridge(shape)
+        llm = _bridge(shape, seed)
         ids = models.prompt(n_tokens, llm.info.d_vocab)
         _forget_peak()
         extract_routes(llm.trace(ids))
     else:
-        plain = models.build(shape, "sdpa")
+        plain = models.build(shape, "sdpa", seed)
         # The same tokenizers in memory as above, so that the difference is the run.
         kept = [models.tokenizer(plain.config.vocab_size) for _ in range(2)]
         batch = torch.tensor([models.prompt(n_tokens, len(kept[0]))])
@@ -115,8 +116,9 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _in_fresh_process(what: str, shape: str, n_tokens: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.extraction", "--shape", shape, "--tokens", str(n_tokens), "--peak", what]
+def _in_fresh_process(what: str, shape: str, n_tokens: int, seed: int) -> float:
+    arguments = ["--shape", shape, "--tokens", str(n_tokens), "--seed", str(seed), "--peak", what]
+    command = [sys.executable, "-m", "benchmarks.extraction", *arguments]
     return float(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]))
 
 

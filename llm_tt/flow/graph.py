@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import networkx as nx
 import numpy as np
@@ -71,7 +71,7 @@ class Node:
             raise RequestError(f'"{name}" is not a node. Nodes are called X0_5, A3_5, M3_5 or I3_5: kind, layer, position.')
         if match["token"] is not None:
             return cls("X", 0, int(match["token"]))
-        return cls(match["kind"], int(match["layer"]), int(match["position"]))  # type: ignore[arg-type]
+        return cls(cast(NodeKind, match["kind"]), int(match["layer"]), int(match["position"]))
 
 
 def entering(layer: int, position: int) -> Node:
