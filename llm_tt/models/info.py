@@ -12,6 +12,48 @@ AttentionMode = Literal["eager", "fused"]
 NormKind = Literal["layer", "rms"]
 
 
+ChatTemplateSource = Literal["checkpoint", "config"]
+
+
+@dataclass(frozen=True)
+class FfnShape:
+    """The neurons of one FFN block. In a mixture of experts those of expert e are numbered e * per_expert onwards, shared experts' come last."""
+
+    per_expert: int
+    """neurons of a dense FFN, or of each routed expert"""
+    n_experts: int = 0
+    """routed experts; 0 for a dense FFN"""
+    n_shared: int = 0
+    """neurons of all shared experts together"""
+
+    @property
+    def n_neurons(self) -> int:
+        return self.per_expert * max(self.n_experts, 1) + self.n_shared
+
+    def name(self, neuron: int) -> str:
+        """5 -> "neuron 5", in a mixture of experts "expert 0, neuron 5" or "shared expert, neuron 5"."""
+        if not self.n_experts:
+            return f"neuron {neuron}"
+        expert, index = divmod(neuron, self.per_expert)
+        if expert < self.n_experts:
+            return f"expert {expert}, neuron {index}"
+        return f"shared expert, neuron {neuron - self.n_experts * self.per_expert}"
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What a tokenizer does to a text by its own rules."""
+
+    n_tokens: int
+    """ids it can make, added tokens included; the model's embedding may have more rows"""
+    prefix: tuple[str, ...]
+    """special tokens it puts in front of every text, usually none or BOS"""
+    suffix: tuple[str, ...]
+    special_tokens: tuple[str, ...]
+    chat_template: ChatTemplateSource | None
+    """where the chat template comes from; None: the model has none"""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """The facts of a loaded model."""
@@ -34,6 +76,14 @@ class ModelInfo:
     adapter: str | None = None
     attention: AttentionMode = "eager"
     """ "fused": by SDPA, so that memory grows with the prompt's length and not with its square"""
+
+    ffn: tuple[FfnShape, ...] = ()
+    """for each layer; a layer whose FFN has no neurons that could be shown has `n_neurons` 0"""
+    tokenizer: TokenizerInfo | None = None
+    logits_error: float | None = None
+    """relative error of the backend's logits against those of the untouched checkpoint, on the prompt of the check at load"""
+    not_shown: tuple[str, ...] = ()
+    """sentences on what this model has and the method cannot show, for example neurons that no expert recipe covers"""
 
     @property
     def torch_dtype(self) -> torch.dtype:
