@@ -41,8 +41,8 @@ def _randomise(parameter: Tensor, noise: Tensor, name: str, family: str, is_conv
         parameter.copy_(0.3 * noise)
     elif name.endswith("sinks"):
         parameter.copy_(noise)
-    elif parameter.ndim <= 1:
-        # Norm weights. Gemma's are zero-centred; half a unit around them is a large change there too.
+    elif parameter.ndim <= 1 or "norm" in name:
+        # Norm weights, for some families one for each head. Gemma's are zero-centred; half a unit around them is a large change there too.
         parameter.add_(0.3 * noise)
     elif any(part in name for part in ("embed", "wte", "wpe", "lm_head")):
         parameter.copy_(noise * 32**-0.5 if any(part in family for part in _SCALES_EMBEDDING) else noise)
