@@ -87,11 +87,11 @@ class Contributions:
         blocks, residuals = zip(*(ffn(layer) for layer in layers), strict=True)
         return cls(edges, attention_residual, blocks, residuals)
 
-    def clear_threshold(self, threshold: float) -> float:
-        """The next threshold from which every contribution keeps a distance of 2e-6, so that rounding does not decide what is kept."""
+    def clear_threshold(self, threshold: float, distance: float = 2e-6) -> float:
+        """The next threshold from which every contribution keeps a distance, so that rounding does not decide what is kept."""
         every = torch.cat([tensor.flatten() for group in vars(self).values() for tensor in group])
-        while (every - threshold).abs().min() < 2e-6:
-            threshold += 5e-6
+        while (every - threshold).abs().min() < distance:
+            threshold += 2.5 * distance
         return threshold
 
 
