@@ -190,7 +190,6 @@ FAMILIES: dict[str, ConfigMaker] = {
     "olmo3": _rotary("olmo3", attention_bias=True, **_SLIDING),
     "glm4": _rotary("glm4", head_dim=16, attention_bias=True),
     "exaone4": _rotary("exaone4", **_SLIDING),
-    "openai-gpt": _absolute("openai-gpt"),
     # multipliers
     "granite": _rotary("granite", **_BIASES, **_MULTIPLIERS),
     # multi-head latent attention
@@ -282,7 +281,6 @@ VARIANTS: dict[str, ConfigMaker] = ATTENTION_VARIANTS | {
     "phi_qk_norm": _rotary("phi", qk_layernorm=True),
     "cohere_qk_norm": _rotary("cohere", attention_bias=True, logit_scale=0.3, use_qk_norm=True),
     "gpt_bigcode_multi_head": _absolute("gpt_bigcode", multi_query=False),
-    "bloom_post_norm_residual": _bloom(apply_residual_connection_post_layernorm=True),
     "mpt_clipped": _mpt(attn_config={"clip_qkv": 0.8, "softmax_scale": 0.7}),
     "olmo_clipped": _rotary("olmo", attention_bias=True, clip_qkv=0.8),
     "gemma2_uncapped": _rotary(
@@ -324,8 +322,8 @@ VARIANTS: dict[str, ConfigMaker] = ATTENTION_VARIANTS | {
     ),
 }
 
-#: Models with layers that are no sum over source tokens weighted by attention: state spaces, linear attention, convolutions, looped or several
-#: residual streams.
+#: Models that are no sum of heads and neurons on one residual stream: state spaces, linear attention, convolutions, several or looped streams, a
+#: stream that is itself normalised.
 HYBRIDS: dict[str, ConfigMaker] = {
     "qwen3_next": _rotary("qwen3_next", head_dim=16, attention_bias=True, **_SHARED, **_LINEAR, **_LINEAR_LAYERS),
     "qwen3_5_text": _rotary("qwen3_5_text", head_dim=16, attention_bias=True, **_LINEAR, **_LINEAR_LAYERS),
@@ -405,13 +403,20 @@ HYBRIDS: dict[str, ConfigMaker] = {
         num_hash_layers=1,
         **_ROUTED,
     ),
+    "openai-gpt": _absolute("openai-gpt"),
     "hrm_text": _rotary("hrm_text", head_dim=8, num_hidden_layers=2, num_key_value_heads=4, prefix_lm=False),
+}
+
+#: Settings of a family under which the residual stream is itself normalised.
+NORMALISED_STREAMS: dict[str, ConfigMaker] = {
+    "opt_norm_after": lambda: opt_config(do_layer_norm_before=False),
+    "bloom_norm_before_residual": _bloom(apply_residual_connection_post_layernorm=True),
 }
 
 #: A setting that TransformerLens 4.3 ignores: its logits are not the model's. To be refused, or got right.
 MISREAD: dict[str, ConfigMaker] = {"gpt2_unscaled": _absolute("gpt2", scale_attn_weights=False)}
 
-CHECKPOINTS: dict[str, ConfigMaker] = FAMILIES | VARIANTS | HYBRIDS | MISREAD
+CHECKPOINTS: dict[str, ConfigMaker] = FAMILIES | VARIANTS | HYBRIDS | NORMALISED_STREAMS | MISREAD
 
 _METASPACE = ("llama", "llama_plain", "mistral", "mistral_full", "gemma")
 
