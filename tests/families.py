@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from made_tokenizers import byte_level_tokenizer, metaspace_tokenizer
 from random_weights import random_model
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedTokenizerFast
 
 __all__ = ["byte_level_tokenizer", "metaspace_tokenizer", "random_model"]
 
@@ -37,6 +38,7 @@ _ROTARY: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": N_CTX,
+    **{f"{what}_dropout": 0.0 for what in ("attention", "residual", "embedding", "hidden")},
 }
 _GPT2: dict[str, Any] = {
     **_IDS,
@@ -48,7 +50,6 @@ _GPT2: dict[str, Any] = {
     "embd_pdrop": 0.0,
     "attn_pdrop": 0.0,
 }
-_NO_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0, "hidden_dropout": 0.0}
 _BIASES = {"attention_bias": True, "mlp_bias": True}
 _SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _SOFT_CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 20}
@@ -63,8 +64,14 @@ _LINEAR_LAYERS = {"layer_types": ["linear_attention", "full_attention", "linear_
 
 
 def _made(model_type: str, shape: dict[str, Any], changes: dict[str, Any]) -> ConfigMaker:
-    # Copied, since configurations keep and change the lists they are given.
-    return lambda: AutoConfig.for_model(model_type, **deepcopy({**shape, **changes}))
+    def make() -> PretrainedConfig:
+        kind = CONFIG_MAPPING[model_type]
+        # A configuration keeps any key it is given, but a published one has only its family's.
+        known = {field.name for field in fields(kind)} | set(kind.attribute_map)
+        # Copied, since configurations keep and change the lists they are given.
+        return kind(**deepcopy({key: value for key, value in shape.items() if key in known} | changes))
+
+    return make
 
 
 def _rotary(model_type: str, **changes: Any) -> ConfigMaker:
@@ -88,7 +95,7 @@ def _gpt_neo() -> PretrainedConfig:
 
 
 def _falcon(**changes: Any) -> ConfigMaker:
-    return _rotary("falcon", ffn_hidden_size=64, hidden_dropout=0.0, bias=True, **changes)
+    return _rotary("falcon", ffn_hidden_size=64, bias=True, **changes)
 
 
 def _bloom(**changes: Any) -> ConfigMaker:
@@ -132,7 +139,7 @@ FAMILIES: dict[str, ConfigMaker] = {
         },
     ),
     "smollm3": _rotary("smollm3", **_BIASES, no_rope_layers=[1, 0, 1]),
-    "seed_oss": _rotary("seed_oss", head_dim=16, attention_out_bias=True, mlp_bias=True, **_NO_DROPOUT),
+    "seed_oss": _rotary("seed_oss", head_dim=16, attention_out_bias=True, mlp_bias=True),
     "nemotron": _rotary("nemotron", **_BIASES),
     "arcee": _rotary("arcee", **_BIASES),
     "apertus": _rotary("apertus", attention_bias=True),
@@ -140,8 +147,8 @@ FAMILIES: dict[str, ConfigMaker] = {
     "hunyuan_v1_dense": _rotary("hunyuan_v1_dense", attention_bias=True, head_dim=16),
     "jais2": _rotary("jais2", **_BIASES),
     "olmo": _rotary("olmo", attention_bias=True),
-    "starcoder2": _rotary("starcoder2", use_bias=True, sliding_window=WINDOW, **_NO_DROPOUT),
-    "stablelm": _rotary("stablelm", use_qkv_bias=True, **_NO_DROPOUT),
+    "starcoder2": _rotary("starcoder2", use_bias=True, sliding_window=WINDOW),
+    "stablelm": _rotary("stablelm", use_qkv_bias=True),
     "glm": _rotary("glm", head_dim=16, attention_bias=True),
     "phi3": _rotary("phi3", sliding_window=WINDOW),
     "gpt_bigcode": _absolute("gpt_bigcode", multi_query=True),
@@ -166,7 +173,7 @@ FAMILIES: dict[str, ConfigMaker] = {
     "bloom": _bloom(),
     "mpt": _mpt(),
     # attention and FFN in parallel
-    "gpt_neox": _rotary("gpt_neox", attention_dropout=0.0, hidden_dropout=0.0),
+    "gpt_neox": _rotary("gpt_neox"),
     "gptj": _absolute("gptj", rotary_dim=4),
     "codegen": _absolute("codegen", rotary_dim=4, n_ctx=N_CTX),
     "phi": _rotary("phi"),
@@ -271,16 +278,12 @@ ATTENTION_VARIANTS: dict[str, ConfigMaker] = {
 
 #: Settings of a family that change how its blocks are taken apart.
 VARIANTS: dict[str, ConfigMaker] = ATTENTION_VARIANTS | {
-    "gpt_neox_sequential": _rotary("gpt_neox", use_parallel_residual=False, attention_dropout=0.0, hidden_dropout=0.0),
+    "gpt_neox_sequential": _rotary("gpt_neox", use_parallel_residual=False),
     "falcon_multi_head": _falcon(multi_query=False, alibi=False),
     "falcon_sequential": _falcon(multi_query=False, alibi=False, parallel_attn=False),
-    "falcon_alibi": _falcon(multi_query=False, alibi=True, parallel_attn=False),
-    "falcon_new_decoder": _falcon(new_decoder_architecture=True, num_kv_heads=2, alibi=False),
-    "stablelm_parallel": _rotary("stablelm", use_qkv_bias=True, use_parallel_residual=True, **_NO_DROPOUT),
-    "stablelm_qk_norm": _rotary("stablelm", use_qkv_bias=True, qk_layernorm=True, **_NO_DROPOUT),
-    "phi_qk_norm": _rotary("phi", qk_layernorm=True),
+    "stablelm_parallel": _rotary("stablelm", use_qkv_bias=True, use_parallel_residual=True),
+    "stablelm_qk_norm": _rotary("stablelm", use_qkv_bias=True, qk_layernorm=True),
     "cohere_qk_norm": _rotary("cohere", attention_bias=True, logit_scale=0.3, use_qk_norm=True),
-    "gpt_bigcode_multi_head": _absolute("gpt_bigcode", multi_query=False),
     "mpt_clipped": _mpt(attn_config={"clip_qkv": 0.8, "softmax_scale": 0.7}),
     "olmo_clipped": _rotary("olmo", attention_bias=True, clip_qkv=0.8),
     "gemma2_uncapped": _rotary(
@@ -314,6 +317,7 @@ VARIANTS: dict[str, ConfigMaker] = ATTENTION_VARIANTS | {
     "granitemoehybrid_attention_only": _rotary(
         "granitemoehybrid",
         layer_types=["attention"] * 3,
+        position_embedding_type="rope",
         num_local_experts=5,
         num_experts_per_tok=2,
         shared_intermediate_size=24,
@@ -336,6 +340,7 @@ HYBRIDS: dict[str, ConfigMaker] = {
     "granitemoehybrid": _rotary(
         "granitemoehybrid",
         layer_types=["mamba", "attention", "mamba"],
+        position_embedding_type="rope",
         num_local_experts=5,
         num_experts_per_tok=2,
         shared_intermediate_size=24,
@@ -404,7 +409,7 @@ HYBRIDS: dict[str, ConfigMaker] = {
         **_ROUTED,
     ),
     "openai-gpt": _absolute("openai-gpt"),
-    "hrm_text": _rotary("hrm_text", head_dim=8, num_hidden_layers=2, num_key_value_heads=4, prefix_lm=False),
+    "hrm_text": _rotary("hrm_text", head_dim=8, num_hidden_layers=2, prefix_lm=False),
 }
 
 #: Settings of a family under which the residual stream is itself normalised.
@@ -413,10 +418,18 @@ NORMALISED_STREAMS: dict[str, ConfigMaker] = {
     "bloom_norm_before_residual": _bloom(apply_residual_connection_post_layernorm=True),
 }
 
+#: Settings that TransformerLens 4.3 cannot load, or runs to other logits than the model's. To be refused, or got right.
+BEYOND_TRANSFORMERLENS: dict[str, ConfigMaker] = {
+    "falcon_alibi": _falcon(multi_query=False, alibi=True, parallel_attn=False),
+    "falcon_new_decoder": _falcon(new_decoder_architecture=True, num_kv_heads=2, alibi=False),
+    "phi_qk_norm": _rotary("phi", qk_layernorm=True),
+    "gpt_bigcode_multi_head": _absolute("gpt_bigcode", multi_query=False),
+}
+
 #: A setting that TransformerLens 4.3 ignores: its logits are not the model's. To be refused, or got right.
 MISREAD: dict[str, ConfigMaker] = {"gpt2_unscaled": _absolute("gpt2", scale_attn_weights=False)}
 
-CHECKPOINTS: dict[str, ConfigMaker] = FAMILIES | VARIANTS | HYBRIDS | NORMALISED_STREAMS | MISREAD
+CHECKPOINTS: dict[str, ConfigMaker] = FAMILIES | VARIANTS | HYBRIDS | NORMALISED_STREAMS | BEYOND_TRANSFORMERLENS | MISREAD
 
 _METASPACE = ("llama", "llama_plain", "mistral", "mistral_full", "gemma")
 

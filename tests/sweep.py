@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from families import CHECKPOINTS, FAMILIES, HYBRIDS, NORMALISED_STREAMS, VARIANTS, save_family, token_ids
+from families import BEYOND_TRANSFORMERLENS, CHECKPOINTS, FAMILIES, HYBRIDS, NORMALISED_STREAMS, VARIANTS, save_family, token_ids
 from plain_runs import load_plain
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -30,7 +30,8 @@ from llm_tt.models import identities
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 LENGTHS = (1, 2, 20)
 """The last is longer than the windows of `families`"""
-SWEPT = {**FAMILIES, **VARIANTS, **HYBRIDS, **NORMALISED_STREAMS}
+SETTINGS = VARIANTS | BEYOND_TRANSFORMERLENS
+SWEPT = FAMILIES | SETTINGS | HYBRIDS | NORMALISED_STREAMS
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def page(found: dict[str, Measured]) -> str:
     """The text of docs/families.md."""
     from importlib.metadata import version
 
-    families, variants = ([found[name] for name in names] for names in (FAMILIES, VARIANTS))
+    families, variants = ([found[name] for name in names] for names in (FAMILIES, SETTINGS))
     works = [one for one in families if one.works]
     refused = [one for one in found.values() if not one.works]
     return "\n".join(

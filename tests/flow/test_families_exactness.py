@@ -17,15 +17,15 @@ from torch import Tensor
 import llm_tt
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "parallel": ("gpt_neox", "gptj", "codegen", "falcon", "falcon_new_decoder", "phi", "cohere", "stablelm_parallel"),
+    "parallel": ("gpt_neox", "gptj", "codegen", "falcon", "phi", "cohere", "stablelm_parallel"),
     "sequential though the family is parallel": ("gpt_neox_sequential", "falcon_sequential"),
     "a norm after attention and FFN": ("gemma2", "gemma3_text", "olmo2", "glm4"),
     "multiplied": ("granite", "granitemoe"),
     "attention sinks": ("gpt_oss",),
     "latent attention": ("deepseek_v2", "deepseek_v3"),
     "mixture of experts": ("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe"),
-    "ALiBi": ("bloom", "mpt", "falcon_alibi"),
-    "one projection to queries, keys and values": ("phi3", "gpt_bigcode", "gpt_bigcode_multi_head"),
+    "ALiBi": ("bloom", "mpt"),
+    "one projection to queries, keys and values": ("phi3", "gpt_bigcode"),
     "clipped values": ("mpt_clipped", "olmo_clipped"),
     "gated attention": ("afmoe",),
 }

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CHECKPOINTS, FAMILIES, HYBRIDS, NORMALISED_STREAMS, VARIANTS
-from sweep import PAGE, SWEPT, Measured, measure
+from families import BEYOND_TRANSFORMERLENS, CHECKPOINTS, FAMILIES, HYBRIDS, NORMALISED_STREAMS, VARIANTS
+from sweep import PAGE, SETTINGS, SWEPT, Measured, measure
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from unsupported import ALIASES, NOT_BUILT, NOT_TEXT_DECODERS
 
@@ -25,7 +25,10 @@ def measured(checkpoint: Callable[[str], Path]) -> Callable[[str], Measured]:
 
 @pytest.mark.parametrize("name", [*FAMILIES, *VARIANTS])
 def test_a_family_is_decomposed_exactly(name: str, measured: Callable[[str], Measured]) -> None:
-    made = measured(name)
+    assert_exact(measured(name))
+
+
+def assert_exact(made: Measured) -> None:
     assert made.works, made.reason
     assert 0 < made.identities <= 1e-5
     assert made.logits <= 1e-4
@@ -39,7 +42,17 @@ def test_a_family_is_decomposed_exactly(name: str, measured: Callable[[str], Mea
 
 @pytest.mark.parametrize("name", [*HYBRIDS, *NORMALISED_STREAMS])
 def test_what_cannot_be_decomposed_is_refused_with_the_reason(name: str, measured: Callable[[str], Measured]) -> None:
-    made = measured(name)
+    assert_refused(measured(name))
+    if name in HYBRIDS and name != "openai-gpt":
+        assert re.search(r"layer \d", measured(name).reason)
+
+
+@pytest.mark.parametrize("name", BEYOND_TRANSFORMERLENS)
+def test_what_transformerlens_cannot_run_is_refused_or_got_right(name: str, measured: Callable[[str], Measured]) -> None:
+    (assert_exact if measured(name).works else assert_refused)(measured(name))
+
+
+def assert_refused(made: Measured) -> None:
     assert not made.works
     assert repr(made.model_type) in made.reason
     assert "This model" in made.reason, "the message names the model"
@@ -47,8 +60,6 @@ def test_what_cannot_be_decomposed_is_refused_with_the_reason(name: str, measure
     assert made.reason.endswith(".")
     assert len(made.reason) < 500
     assert "Traceback" not in made.reason
-    if name in HYBRIDS and name != "openai-gpt":
-        assert re.search(r"layer \d", made.reason), made.reason
 
 
 def test_at_least_forty_model_types_are_decomposed_exactly(measured: Callable[[str], Measured]) -> None:
@@ -81,7 +92,7 @@ def test_the_page_says_of_every_checkpoint_what_is_measured(name: str, measured:
     if not made.works:
         assert rows[name] == [name, made.model_type, made.reason.replace("|", "\\|")]
         return
-    title = f"{name} ({made.model_type})" if name in VARIANTS else "llama, no biases" if name == "llama_plain" else made.model_type
+    title = f"{name} ({made.model_type})" if name in SETTINGS else "llama, no biases" if name == "llama_plain" else made.model_type
     _, verdict, errors, logits, *facts = rows[title]
     assert (verdict, facts) == ("works", [made.attention, made.neurons, " ".join(made.not_shown).replace("|", "\\|")])
     assert float(errors) <= 1e-5
@@ -89,7 +100,7 @@ def test_the_page_says_of_every_checkpoint_what_is_measured(name: str, measured:
 
 
 def test_the_page_has_no_row_of_a_checkpoint_that_is_not_tried() -> None:
-    titles = {f"{name} ({CHECKPOINTS[name]().model_type})" for name in VARIANTS} | {CHECKPOINTS[name]().model_type for name in FAMILIES}
+    titles = {f"{name} ({CHECKPOINTS[name]().model_type})" for name in SETTINGS} | {CHECKPOINTS[name]().model_type for name in FAMILIES}
     heads = {"Model type", "Setting", "Checkpoint", "Architecture", "llama, no biases"}
     assert set(_rows()) <= titles | set(SWEPT) | set(NOT_BUILT) | heads
     assert set(NOT_BUILT) <= set(_rows())
