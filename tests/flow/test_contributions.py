@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import reference
 import torch
-from families import FAMILIES, LENGTHS, token_ids
+from families import CORE, LENGTHS, token_ids
 from handmade import handmade_trace
 from reference import Contributions, Run
 from torch import Tensor
@@ -17,7 +17,7 @@ import llm_tt
 from llm_tt.errors import RequestError
 from llm_tt.flow import contributions
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", CORE)
 every_length = pytest.mark.parametrize("n_tokens", LENGTHS)
 
 

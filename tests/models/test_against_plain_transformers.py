@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import ATTENTION_VARIANTS, FAMILIES, LENGTHS, token_ids
+from families import ATTENTION_VARIANTS, CORE, LENGTHS, token_ids
 from reference import Run
 from torch import Tensor
 
 import llm_tt
 from llm_tt.models import identities
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", CORE)
 every_length = pytest.mark.parametrize("n_tokens", LENGTHS)
 
 
@@ -21,7 +21,7 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *ATTENTION_VARIANTS])
+@pytest.mark.parametrize("name", [*CORE, *ATTENTION_VARIANTS])
 @every_length
 def test_logits_equal_those_of_plain_transformers(name: str, n_tokens: int, trace: Callable, plain_run: Callable) -> None:
     expected: Tensor = plain_run(name, n_tokens).logits
@@ -114,7 +114,7 @@ def test_neurons_are_taken_after_activation_and_gate(name: str, trace: Callable,
             assert float(some.min()) == 0, "OPT's neurons are behind a ReLU"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_parts_that_forget_a_bias_would_be_noticed(name: str, model: Callable) -> None:
     """The checkpoints are such that the identities mean something."""
     for layer in range(model(name).info.n_layers):
@@ -136,7 +136,7 @@ def test_the_check_at_load_measures_the_identities_far_below_its_tolerance(name:
     assert report.n_tokens == 12
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_model_info_tells_the_facts_of_the_checkpoint(name: str, model: Callable, plain: Callable) -> None:
     info, hf_model = model(name).info, plain(name)
     config = hf_model.config

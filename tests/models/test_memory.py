@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, token_ids
+from families import CORE, token_ids
 
 from llm_tt.errors import OutOfMemoryError
 from llm_tt.models import memory
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", CORE)
 
 
 @every_family

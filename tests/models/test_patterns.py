@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import ATTENTION_VARIANTS, FAMILIES, WINDOW, token_ids
+from families import ATTENTION_VARIANTS, CORE, WINDOW, token_ids
 
 import llm_tt
 from llm_tt.models import bridge
@@ -19,13 +19,13 @@ NOT_FUSED = {"gpt_neo"}
 """Families whose attention does not go through the interface of transformers"""
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *ATTENTION_VARIANTS])
+@pytest.mark.parametrize("name", [*CORE, *ATTENTION_VARIANTS])
 def test_attention_runs_fused_wherever_it_can(name: str, model: Callable) -> None:
     assert model(name).info.attention == ("eager" if name in NOT_FUSED else "fused")
     assert model(name, eager=True).info.attention == "eager"
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *ATTENTION_VARIANTS])
+@pytest.mark.parametrize("name", [*CORE, *ATTENTION_VARIANTS])
 @pytest.mark.parametrize(
     ("eager", "kind"),
     [(False, RecomputedPattern), (True, RecomputedPattern), (True, StoredPattern)],

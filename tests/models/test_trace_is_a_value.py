@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, token_ids
+from families import CORE, token_ids
 from torch import Tensor
 
 import llm_tt
 from llm_tt.models.transparent_llm import BlockActivations
 from llm_tt.progress import Cancelled
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", CORE)
 
 
 def tensors_of(trace: llm_tt.Trace) -> list[Tensor]:
