@@ -87,8 +87,13 @@ def _gpt_neo() -> PretrainedConfig:
     return _made("gpt_neo", {**_IDS, **shape}, {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW})()
 
 
+def _ungrouped(model_type: str, **changes: Any) -> ConfigMaker:
+    """As `_rotary`, for a family whose configuration has no key-value heads of that name; TransformerLens would believe one left there."""
+    return _made(model_type, {key: value for key, value in _ROTARY.items() if key != "num_key_value_heads"}, changes)
+
+
 def _falcon(**changes: Any) -> ConfigMaker:
-    return _rotary("falcon", ffn_hidden_size=64, hidden_dropout=0.0, bias=True, **changes)
+    return _ungrouped("falcon", ffn_hidden_size=64, hidden_dropout=0.0, bias=True, **changes)
 
 
 def _bloom(**changes: Any) -> ConfigMaker:
@@ -166,7 +171,7 @@ FAMILIES: dict[str, ConfigMaker] = {
     "bloom": _bloom(),
     "mpt": _mpt(),
     # attention and FFN in parallel
-    "gpt_neox": _rotary("gpt_neox", attention_dropout=0.0, hidden_dropout=0.0),
+    "gpt_neox": _ungrouped("gpt_neox", attention_dropout=0.0, hidden_dropout=0.0),
     "gptj": _absolute("gptj", rotary_dim=4),
     "codegen": _absolute("codegen", rotary_dim=4, n_ctx=N_CTX),
     "phi": _rotary("phi"),
@@ -271,7 +276,7 @@ ATTENTION_VARIANTS: dict[str, ConfigMaker] = {
 
 #: Settings of a family that change how its blocks are taken apart.
 VARIANTS: dict[str, ConfigMaker] = ATTENTION_VARIANTS | {
-    "gpt_neox_sequential": _rotary("gpt_neox", use_parallel_residual=False, attention_dropout=0.0, hidden_dropout=0.0),
+    "gpt_neox_sequential": _ungrouped("gpt_neox", use_parallel_residual=False, attention_dropout=0.0, hidden_dropout=0.0),
     "falcon_multi_head": _falcon(multi_query=False, alibi=False),
     "falcon_sequential": _falcon(multi_query=False, alibi=False, parallel_attn=False),
     "falcon_alibi": _falcon(multi_query=False, alibi=True, parallel_attn=False),

@@ -99,6 +99,11 @@ def attention_windows(hf_config: Any, n_layers: int) -> list[int | None]:
     return [window if kind in ("sliding_attention", "local") else None for kind in kinds]
 
 
+def value_limit(hf_config: Any) -> float | None:
+    """Values are clipped to this on both sides (MPT); for attention that is not captured."""
+    return getattr(getattr(hf_config, "attn_config", None), "clip_qkv", None)
+
+
 def logit_scale(hf_config: Any) -> float:
     """The constant that the unembedding's result is multiplied with (Cohere), or divided by (Granite)."""
     scale = getattr(hf_config, "logit_scale", None)

@@ -26,6 +26,7 @@ from llm_tt.models.blocks import (
     logit_scale,
     recipe,
     softmax_scale,
+    value_limit,
 )
 from llm_tt.models.capture import Captured
 from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, dense_weight, has_experts, unwrapped
@@ -98,6 +99,8 @@ class BridgeLlm(TransparentLlm):
         except Exception as error:
             # Its adapters raise whatever they stumble over.
             raise _not_taken_apart(who, error) from error
+        if not hasattr(self._bridge, "blocks"):
+            raise ModelError(f"{who} is not a stack of transformer blocks, so that no routes lead through it.")
         cfg = self._bridge.cfg
         self._layers = [self._layer(index, block, who) for index, block in enumerate(self._bridge.blocks)]
         first = self.attention_output(0)[0]
@@ -344,6 +347,8 @@ class BridgeLlm(TransparentLlm):
         """
         # Cloned, since a slice of a joint projection would keep all of it alive.
         values = values.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+        if (limit := value_limit(self._config)) is not None:
+            values.clamp_(-limit, limit)
         pattern: AttentionPattern = StoredPattern(probabilities)
         if queries is not None and keys is not None and queries.ndim == keys.ndim == 3 and probabilities.dtype == torch.float32:
             is_smaller = queries.numel() + keys.numel() < probabilities.numel()

@@ -18,7 +18,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 _CAUSES = {
     "attention parts": "an adapter that is not merged, or a norm, gate or scale between the heads and the residual stream",
     "neuron parts": "an adapter that is not merged, or a norm, gate or scale between the neurons and the residual stream",
-    "residual stream": "a block that scales the stream, or adds something beside attention and FFN",
+    "residual stream parts": "a block that scales the stream, or adds something beside attention and FFN",
     "future tokens": "a model that is not causal, or a mask that this backend does not know",
     "logits": "a soft cap or a scale between the final norm and the logits",
 }
@@ -55,7 +55,7 @@ class IdentityReport:
             for what, error in (
                 ("attention parts", layer.attention),
                 ("neuron parts", layer.neurons),
-                ("residual stream", layer.residual),
+                ("residual stream parts", layer.residual),
                 ("future tokens", layer.future),
             ):
                 if not error <= self.tolerance:  # NaN fails as well
