@@ -10,7 +10,7 @@ from families import ATTENTION_VARIANTS, CORE, WINDOW, token_ids
 
 import llm_tt
 from llm_tt.models import bridge
-from llm_tt.models.patterns import RecomputedPattern, StoredPattern
+from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
 
 N_TOKENS = 60
 
@@ -141,7 +141,7 @@ def test_recomputed_rows_by_hand() -> None:
     """Two query heads on one key head, window 2."""
     queries = torch.tensor([[[1.0], [2.0], [3.0]], [[0.0], [0.0], [0.0]]])
     keys = torch.tensor([[[0.5], [1.0], [2.0]]])
-    rows = RecomputedPattern(queries, keys, scale=0.5, window=2).rows([2, 0])
+    rows = RecomputedPattern(queries, keys, scale=0.5, visible=Visible(2)).rows([2, 0])
     weights = torch.tensor([1.5 * 1.0, 1.5 * 2.0]).softmax(0)
     assert torch.allclose(rows[0, 0], torch.tensor([0.0, *weights.tolist()]))
     assert torch.allclose(rows[1, 0], torch.tensor([0.0, 0.5, 0.5]))
