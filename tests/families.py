@@ -7,120 +7,55 @@ term is far off. Nothing here knows llm_tt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
+from configurations import (
+    BIASES,
+    GROUPED,
+    IDS,
+    LENGTHS,
+    LINEAR,
+    LINEAR_LAYERS,
+    MAMBA,
+    MLA,
+    MULTIPLIERS,
+    N_CTX,
+    N_VOCAB,
+    ROUTED,
+    SHARED,
+    SLIDING,
+    SOFT_CAPS,
+    WINDOW,
+    ConfigMaker,
+    absolute,
+    bloom,
+    falcon,
+    gpt_neo,
+    made,
+    mpt,
+    opt_config,
+    rotary,
+)
 from made_tokenizers import byte_level_tokenizer, metaspace_tokenizer
 from random_weights import random_model
-from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-__all__ = ["byte_level_tokenizer", "metaspace_tokenizer", "random_model"]
-
-N_VOCAB = 400
-"""More rows than either tokenizer has ids: checkpoints pad their embeddings"""
-N_CTX = 256
-WINDOW = 8
-"""Of the families with sliding or local attention"""
-LENGTHS = (1, 2, 7, 20, 60)
-
-ConfigMaker = Callable[[], PretrainedConfig]
-
-_IDS: dict[str, Any] = {"vocab_size": N_VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-_ROTARY: dict[str, Any] = {
-    **_IDS,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": N_CTX,
-    **{f"{what}_dropout": 0.0 for what in ("attention", "residual", "embedding", "hidden")},
-}
-_GPT2: dict[str, Any] = {
-    **_IDS,
-    "n_embd": 32,
-    "n_layer": 3,
-    "n_head": 4,
-    "n_positions": N_CTX,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-}
-_BIASES = {"attention_bias": True, "mlp_bias": True}
-_SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-_SOFT_CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 20}
-_MULTIPLIERS = {"embedding_multiplier": 1.5, "logits_scaling": 3.0, "residual_multiplier": 0.6, "attention_multiplier": 0.5}
-_MLA = {"num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6}
-_ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
-_GROUPED = {"n_routed_experts": 6, "n_group": 2, "topk_group": 1, "n_shared_experts": 2, "routed_scaling_factor": 1.7, **_ROUTED}
-_SHARED = {"num_experts": 6, "shared_expert_intermediate_size": 24, **_ROUTED}
-_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
-_LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-_LINEAR_LAYERS = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
-
-
-def _made(model_type: str, shape: dict[str, Any], changes: dict[str, Any]) -> ConfigMaker:
-    def make() -> PretrainedConfig:
-        kind = CONFIG_MAPPING[model_type]
-        # A configuration keeps any key it is given, but a published one has only its family's.
-        known = {field.name for field in fields(kind)} | set(kind.attribute_map)
-        # Copied, since configurations keep and change the lists they are given.
-        return kind(**deepcopy({key: value for key, value in shape.items() if key in known} | changes))
-
-    return make
-
-
-def _rotary(model_type: str, **changes: Any) -> ConfigMaker:
-    """A family whose configuration speaks as Llama's."""
-    return _made(model_type, _ROTARY, changes)
-
-
-def _absolute(model_type: str, **changes: Any) -> ConfigMaker:
-    """A family whose configuration speaks as GPT-2's."""
-    return _made(model_type, _GPT2, changes)
-
-
-def opt_config(**changes: Any) -> PretrainedConfig:
-    shape = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-    return _made("opt", {**_IDS, **shape, "max_position_embeddings": N_CTX, "dropout": 0.0}, changes)()
-
-
-def _gpt_neo() -> PretrainedConfig:
-    shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": N_CTX, "intermediate_size": 64}
-    return _made("gpt_neo", {**_IDS, **shape}, {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW})()
-
-
-def _falcon(**changes: Any) -> ConfigMaker:
-    return _rotary("falcon", ffn_hidden_size=64, bias=True, **changes)
-
-
-def _bloom(**changes: Any) -> ConfigMaker:
-    shape = {"hidden_size": 32, "n_layer": 3, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0, "seq_length": N_CTX}
-    return _made("bloom", {**_IDS, **shape}, changes)
-
-
-def _mpt(**changes: Any) -> ConfigMaker:
-    shape = {"d_model": 32, "n_heads": 4, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": N_CTX}
-    return _made("mpt", {**_IDS, **shape}, changes)
-
+__all__ = ["LENGTHS", "WINDOW", "byte_level_tokenizer", "metaspace_tokenizer", "opt_config", "random_model"]
 
 #: Families whose blocks are sums of heads and neurons, as far as they have neurons.
 FAMILIES: dict[str, ConfigMaker] = {
-    "gpt2": _absolute("gpt2"),
-    "gpt_neo": _gpt_neo,
+    "gpt2": absolute("gpt2"),
+    "gpt_neo": gpt_neo,
     "opt": opt_config,
-    "llama": _rotary("llama", **_BIASES),
-    "llama_plain": _rotary("llama", tie_word_embeddings=True),
-    "mistral": _rotary("mistral", sliding_window=WINDOW),
-    "qwen2": _rotary("qwen2"),
-    "qwen3": _rotary("qwen3", head_dim=16, attention_bias=True),
-    "gemma": _rotary("gemma", num_key_value_heads=1, head_dim=16, attention_bias=True),
+    "llama": rotary("llama", **BIASES),
+    "llama_plain": rotary("llama", tie_word_embeddings=True),
+    "mistral": rotary("mistral", sliding_window=WINDOW),
+    "qwen2": rotary("qwen2"),
+    "qwen3": rotary("qwen3", head_dim=16, attention_bias=True),
+    "gemma": rotary("gemma", num_key_value_heads=1, head_dim=16, attention_bias=True),
     # one norm, one attention, one FFN after the other
-    "ministral3": _rotary(
+    "ministral3": rotary(
         "ministral3",
         head_dim=16,
         sliding_window=WINDOW,
@@ -138,86 +73,66 @@ FAMILIES: dict[str, ConfigMaker] = {
             "llama_4_scaling_beta": 0.3,
         },
     ),
-    "smollm3": _rotary("smollm3", **_BIASES, no_rope_layers=[1, 0, 1]),
-    "seed_oss": _rotary("seed_oss", head_dim=16, attention_out_bias=True, mlp_bias=True),
-    "nemotron": _rotary("nemotron", **_BIASES),
-    "arcee": _rotary("arcee", **_BIASES),
-    "apertus": _rotary("apertus", attention_bias=True),
-    "ernie4_5": _rotary("ernie4_5", head_dim=16, use_bias=True),
-    "hunyuan_v1_dense": _rotary("hunyuan_v1_dense", attention_bias=True, head_dim=16),
-    "jais2": _rotary("jais2", **_BIASES),
-    "olmo": _rotary("olmo", attention_bias=True),
-    "starcoder2": _rotary("starcoder2", use_bias=True, sliding_window=WINDOW),
-    "stablelm": _rotary("stablelm", use_qkv_bias=True),
-    "glm": _rotary("glm", head_dim=16, attention_bias=True),
-    "phi3": _rotary("phi3", sliding_window=WINDOW),
-    "gpt_bigcode": _absolute("gpt_bigcode", multi_query=True),
-    "nanochat": _rotary("nanochat", attention_bias=True, final_logit_softcapping=5.0),
-    "modernbert-decoder": _rotary(
-        "modernbert-decoder",
-        **_BIASES,
-        norm_bias=True,
-        local_attention=2 * WINDOW,
-        layer_types=_SLIDING["layer_types"],
-        cls_token_id=1,
-        sep_token_id=2,
-    ),
-    "vaultgemma": _rotary("vaultgemma", head_dim=16, attention_bias=True, **_SLIDING, **_SOFT_CAPS),
-    "bitnet": _rotary("bitnet", attention_bias=True),
-    "xglm": _made(
+    "smollm3": rotary("smollm3", **BIASES, no_rope_layers=[1, 0, 1]),
+    "seed_oss": rotary("seed_oss", head_dim=16, attention_out_bias=True, mlp_bias=True),
+    "nemotron": rotary("nemotron", **BIASES),
+    "internlm3": rotary("internlm3", **BIASES, head_dim=16),
+    "iquestcoder": rotary("iquestcoder", **BIASES, head_dim=16),
+    "arcee": rotary("arcee", **BIASES),
+    "apertus": rotary("apertus", attention_bias=True),
+    "ernie4_5": rotary("ernie4_5", head_dim=16, use_bias=True),
+    "hunyuan_v1_dense": rotary("hunyuan_v1_dense", attention_bias=True, head_dim=16),
+    "jais2": rotary("jais2", **BIASES),
+    "olmo": rotary("olmo", attention_bias=True),
+    "starcoder2": rotary("starcoder2", use_bias=True, sliding_window=WINDOW),
+    "stablelm": rotary("stablelm", use_qkv_bias=True),
+    "glm": rotary("glm", head_dim=16, attention_bias=True),
+    "phi3": rotary("phi3", sliding_window=WINDOW),
+    "gpt_bigcode": absolute("gpt_bigcode", multi_query=True),
+    "nanochat": rotary("nanochat", attention_bias=True, final_logit_softcapping=5.0),
+    "vaultgemma": rotary("vaultgemma", head_dim=16, attention_bias=True, **SLIDING, **SOFT_CAPS),
+    "bitnet": rotary("bitnet", attention_bias=True),
+    "xglm": made(
         "xglm",
-        {**_IDS, "d_model": 32, "ffn_dim": 64, "num_layers": 3, "attention_heads": 4, "max_position_embeddings": N_CTX},
+        {**IDS, "d_model": 32, "ffn_dim": 64, "num_layers": 3, "attention_heads": 4, "max_position_embeddings": N_CTX},
         {"dropout": 0.0, "attention_dropout": 0.0},
     ),
     # ALiBi
-    "bloom": _bloom(),
-    "mpt": _mpt(),
+    "bloom": bloom(),
+    "mpt": mpt(),
     # attention and FFN in parallel
-    "gpt_neox": _rotary("gpt_neox"),
-    "gptj": _absolute("gptj", rotary_dim=4),
-    "codegen": _absolute("codegen", rotary_dim=4, n_ctx=N_CTX),
-    "phi": _rotary("phi"),
-    "falcon": _falcon(multi_query=True, alibi=False),
-    "cohere": _rotary("cohere", attention_bias=True, logit_scale=0.3),
-    "cohere2": _rotary("cohere2", attention_bias=True, logit_scale=0.3, **_SLIDING),
+    "gpt_neox": rotary("gpt_neox"),
+    "gptj": absolute("gptj", rotary_dim=4),
+    "codegen": absolute("codegen", rotary_dim=4, n_ctx=N_CTX),
+    "phi": rotary("phi"),
+    "falcon": falcon(multi_query=True, alibi=False),
+    "cohere": rotary("cohere", attention_bias=True, logit_scale=0.3),
+    "cohere2": rotary("cohere2", attention_bias=True, logit_scale=0.3, **SLIDING),
     # norms after attention and FFN
-    "gemma2": _rotary("gemma2", head_dim=16, attention_bias=True, **_SLIDING, **_SOFT_CAPS),
-    "gemma3_text": _rotary("gemma3_text", head_dim=16, attention_bias=True, query_pre_attn_scalar=20, **_SLIDING),
-    "gemma4_text": _rotary(
-        "gemma4_text",
-        head_dim=16,
-        global_head_dim=24,
-        final_logit_softcapping=5.0,
-        vocab_size_per_layer_input=N_VOCAB,
-        hidden_size_per_layer_input=0,
-        sliding_window=WINDOW,
-        layer_types=["sliding_attention", "full_attention", "full_attention"],
-    ),
-    "olmo2": _rotary("olmo2", attention_bias=True),
-    "olmo3": _rotary("olmo3", attention_bias=True, **_SLIDING),
-    "glm4": _rotary("glm4", head_dim=16, attention_bias=True),
-    "exaone4": _rotary("exaone4", **_SLIDING),
+    "gemma2": rotary("gemma2", head_dim=16, attention_bias=True, **SLIDING, **SOFT_CAPS),
+    "gemma3_text": rotary("gemma3_text", head_dim=16, attention_bias=True, query_pre_attn_scalar=20, **SLIDING),
+    "olmo2": rotary("olmo2", attention_bias=True),
+    "olmo3": rotary("olmo3", attention_bias=True, **SLIDING),
+    "glm4": rotary("glm4", head_dim=16, attention_bias=True),
+    "exaone4": rotary("exaone4", **SLIDING),
     # multipliers
-    "granite": _rotary("granite", **_BIASES, **_MULTIPLIERS),
+    "granite": rotary("granite", **BIASES, **MULTIPLIERS),
     # multi-head latent attention
-    "deepseek_v2": _rotary(
-        "deepseek_v2", first_k_dense_replace=1, attention_bias=True, topk_method="group_limited_greedy", **_MLA, **_GROUPED
+    "deepseek_v2": rotary(
+        "deepseek_v2", first_k_dense_replace=1, attention_bias=True, topk_method="group_limited_greedy", **MLA, **GROUPED
     ),
-    "deepseek_v3": _rotary("deepseek_v3", first_k_dense_replace=1, attention_bias=True, **_MLA, **_GROUPED),
-    "glm4_moe_lite": _rotary("glm4_moe_lite", attention_bias=True, mlp_layer_types=["dense", "sparse", "sparse"], **_MLA, **_GROUPED),
-    "glm_moe_dsa": _rotary(
-        "glm_moe_dsa", attention_bias=True, first_k_dense_replace=1, index_topk=6, index_head_dim=8, index_n_heads=2, **_MLA, **_GROUPED
-    ),
-    "youtu": _rotary("youtu", attention_bias=True, **_MLA),
+    "deepseek_v3": rotary("deepseek_v3", first_k_dense_replace=1, attention_bias=True, **MLA, **GROUPED),
+    "glm4_moe_lite": rotary("glm4_moe_lite", attention_bias=True, mlp_layer_types=["dense", "sparse", "sparse"], **MLA, **GROUPED),
+    "youtu": rotary("youtu", attention_bias=True, **MLA),
     # mixtures of experts
-    "mixtral": _rotary("mixtral", num_local_experts=5, num_experts_per_tok=2, sliding_window=WINDOW),
-    "qwen2_moe": _rotary("qwen2_moe", qkv_bias=True, mlp_only_layers=[0], **_SHARED),
-    "qwen3_moe": _rotary("qwen3_moe", num_experts=6, attention_bias=True, norm_topk_prob=True, mlp_only_layers=[1], **_ROUTED),
-    "olmoe": _rotary("olmoe", num_experts=6, num_experts_per_tok=2, attention_bias=True),
-    "flex_olmo": _rotary("flex_olmo", num_experts=6, num_experts_per_tok=2, attention_bias=True),
-    "granitemoe": _rotary("granitemoe", num_local_experts=5, num_experts_per_tok=2, attention_bias=True, **_MULTIPLIERS),
-    "phimoe": _rotary("phimoe", num_local_experts=5, num_experts_per_tok=2, attention_bias=True, lm_head_bias=True),
-    "ernie4_5_moe": _rotary(
+    "mixtral": rotary("mixtral", num_local_experts=5, num_experts_per_tok=2, sliding_window=WINDOW),
+    "qwen2_moe": rotary("qwen2_moe", qkv_bias=True, mlp_only_layers=[0], **SHARED),
+    "qwen3_moe": rotary("qwen3_moe", num_experts=6, attention_bias=True, norm_topk_prob=True, mlp_only_layers=[1], **ROUTED),
+    "olmoe": rotary("olmoe", num_experts=6, num_experts_per_tok=2, attention_bias=True),
+    "flex_olmo": rotary("flex_olmo", num_experts=6, num_experts_per_tok=2, attention_bias=True),
+    "granitemoe": rotary("granitemoe", num_local_experts=5, num_experts_per_tok=2, attention_bias=True, **MULTIPLIERS),
+    "phimoe": rotary("phimoe", num_local_experts=5, num_experts_per_tok=2, attention_bias=True, lm_head_bias=True),
+    "ernie4_5_moe": rotary(
         "ernie4_5_moe",
         use_bias=True,
         moe_num_experts=6,
@@ -226,9 +141,9 @@ FAMILIES: dict[str, ConfigMaker] = {
         moe_num_shared_experts=2,
         moe_layer_start_index=1,
     ),
-    "glm4_moe": _rotary("glm4_moe", attention_bias=True, use_qk_norm=True, head_dim=16, first_k_dense_replace=1, **_GROUPED),
-    "gpt_oss": _rotary("gpt_oss", num_local_experts=5, num_experts_per_tok=2, head_dim=16, attention_bias=True, **_SLIDING),
-    "afmoe": _rotary(
+    "glm4_moe": rotary("glm4_moe", attention_bias=True, use_qk_norm=True, head_dim=16, first_k_dense_replace=1, **GROUPED),
+    "gpt_oss": rotary("gpt_oss", num_local_experts=5, num_experts_per_tok=2, head_dim=16, attention_bias=True, **SLIDING),
+    "afmoe": rotary(
         "afmoe",
         head_dim=16,
         attention_bias=True,
@@ -237,21 +152,20 @@ FAMILIES: dict[str, ConfigMaker] = {
         num_shared_experts=2,
         route_scale=1.7,
         mup_enabled=True,
-        **_ROUTED,
-        **_SLIDING,
+        **ROUTED,
+        **SLIDING,
     ),
-    "minimax_m2": _rotary("minimax_m2", head_dim=16, num_local_experts=6, num_experts_per_tok=2),
-    "laguna": _rotary(
+    "minimax_m2": rotary("minimax_m2", head_dim=16, num_local_experts=6, num_experts_per_tok=2),
+    "laguna": rotary(
         "laguna",
         head_dim=16,
         attention_bias=True,
         num_attention_heads_per_layer=[4, 8, 4],
         moe_routed_scaling_factor=1.7,
-        **_SHARED,
-        **_SLIDING,
+        **SHARED,
+        **SLIDING,
     ),
-    "jetmoe": _rotary("jetmoe", kv_channels=16, num_key_value_heads=2, num_local_experts=5, num_experts_per_tok=2),
-    "llama4_text": _rotary(
+    "llama4_text": rotary(
         "llama4_text",
         head_dim=16,
         attention_bias=True,
@@ -270,85 +184,86 @@ CORE = ("gpt2", "gpt_neo", "opt", "llama", "llama_plain", "mistral", "qwen2", "q
 
 #: Settings of a family that change its attention pattern.
 ATTENTION_VARIANTS: dict[str, ConfigMaker] = {
-    "gpt2_inverse_layer": _absolute("gpt2", scale_attn_by_inverse_layer_idx=True),
-    "mistral_full": _rotary("mistral", sliding_window=None),
-    "qwen2_sliding": _rotary("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
-    "qwen2_window_off": _rotary("qwen2", use_sliding_window=False, sliding_window=WINDOW),
+    "gpt2_inverse_layer": absolute("gpt2", scale_attn_by_inverse_layer_idx=True),
+    "mistral_full": rotary("mistral", sliding_window=None),
+    "qwen2_sliding": rotary("qwen2", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen2_window_off": rotary("qwen2", use_sliding_window=False, sliding_window=WINDOW),
 }
 
 #: Settings of a family that change how its blocks are taken apart.
 VARIANTS: dict[str, ConfigMaker] = ATTENTION_VARIANTS | {
-    "gpt_neox_sequential": _rotary("gpt_neox", use_parallel_residual=False),
-    "falcon_multi_head": _falcon(multi_query=False, alibi=False),
-    "falcon_sequential": _falcon(multi_query=False, alibi=False, parallel_attn=False),
-    "stablelm_parallel": _rotary("stablelm", use_qkv_bias=True, use_parallel_residual=True),
-    "stablelm_qk_norm": _rotary("stablelm", use_qkv_bias=True, qk_layernorm=True),
-    "cohere_qk_norm": _rotary("cohere", attention_bias=True, logit_scale=0.3, use_qk_norm=True),
-    "mpt_clipped": _mpt(attn_config={"clip_qkv": 0.8, "softmax_scale": 0.7}),
-    "olmo_clipped": _rotary("olmo", attention_bias=True, clip_qkv=0.8),
-    "gemma2_uncapped": _rotary(
-        "gemma2", head_dim=16, **_SLIDING, attn_logit_softcapping=None, final_logit_softcapping=None, query_pre_attn_scalar=20
+    "llama_wide_heads": rotary("llama", **BIASES, head_dim=24),
+    "llama_scaled_positions": rotary(
+        "llama",
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
     ),
-    "gemma4_per_layer_input": _rotary(
-        "gemma4_text",
-        head_dim=16,
-        global_head_dim=24,
-        vocab_size_per_layer_input=N_VOCAB,
-        hidden_size_per_layer_input=8,
-        **{**_SLIDING, "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    "qwen2_yarn": rotary(
+        "qwen2", rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8}
     ),
-    "gemma4_experts": _rotary(
-        "gemma4_text",
-        head_dim=16,
-        global_head_dim=24,
-        vocab_size_per_layer_input=N_VOCAB,
-        hidden_size_per_layer_input=0,
-        enable_moe_block=True,
-        num_experts=5,
-        top_k_experts=2,
-        moe_intermediate_size=16,
-        **{**_SLIDING, "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    "phi3_long_positions": rotary(
+        "phi3",
+        original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5],
+            "long_factor": [2.0, 4.0],
+            "original_max_position_embeddings": 16,
+        },
     ),
-    "glm4_moe_plain": _rotary("glm4_moe", head_dim=16, first_k_dense_replace=1, **_GROUPED),
-    "deepseek_v3_full_rank_queries": _rotary("deepseek_v3", first_k_dense_replace=1, **{**_MLA, "q_lora_rank": None}, **_GROUPED),
-    "mixtral_top_1": _rotary("mixtral", num_local_experts=4, num_experts_per_tok=1),
-    "laguna_ungated": _rotary("laguna", head_dim=16, gating=False, **_SHARED, **_SLIDING),
-    "laguna_gated_per_head": _rotary("laguna", head_dim=16, gating="per-head", **_SHARED, **_SLIDING),
-    "granitemoehybrid_attention_only": _rotary(
-        "granitemoehybrid",
-        layer_types=["attention"] * 3,
-        position_embedding_type="rope",
-        num_local_experts=5,
-        num_experts_per_tok=2,
-        shared_intermediate_size=24,
-        **_MULTIPLIERS,
-        **_MAMBA,
+    "gpt_neox_sequential": rotary("gpt_neox", use_parallel_residual=False),
+    "falcon_multi_head": falcon(multi_query=False, alibi=False),
+    "falcon_alibi": falcon(multi_query=False, alibi=True, parallel_attn=False),
+    "falcon_sequential": falcon(multi_query=False, alibi=False, parallel_attn=False),
+    "stablelm_parallel": rotary("stablelm", use_qkv_bias=True, use_parallel_residual=True),
+    "stablelm_qk_norm": rotary("stablelm", use_qkv_bias=True, qk_layernorm=True),
+    "cohere_qk_norm": rotary("cohere", attention_bias=True, logit_scale=0.3, use_qk_norm=True),
+    "bloom_six_heads": bloom(hidden_size=48, n_head=6),
+    "mpt_six_heads": mpt(d_model=48, n_heads=6),
+    "mpt_clipped": mpt(attn_config={"clip_qkv": 0.8, "softmax_scale": 0.7}),
+    "olmo_clipped": rotary("olmo", attention_bias=True, clip_qkv=0.8),
+    "gemma2_uncapped": rotary(
+        "gemma2", head_dim=16, **SLIDING, attn_logit_softcapping=None, final_logit_softcapping=None, query_pre_attn_scalar=20
     ),
+    "glm4_moe_plain": rotary("glm4_moe", head_dim=16, first_k_dense_replace=1, **GROUPED),
+    "deepseek_v3_full_rank_queries": rotary("deepseek_v3", first_k_dense_replace=1, **{**MLA, "q_lora_rank": None}, **GROUPED),
+    "deepseek_v2_lite": rotary("deepseek_v2", first_k_dense_replace=1, topk_method="greedy", **{**MLA, "q_lora_rank": None}, **GROUPED),
+    "mixtral_top_1": rotary("mixtral", num_local_experts=4, num_experts_per_tok=1),
+    "laguna_ungated": rotary("laguna", head_dim=16, gating=False, **SHARED, **SLIDING),
+    "laguna_gated_per_head": rotary("laguna", head_dim=16, gating="per-head", **SHARED, **SLIDING),
 }
 
 #: Models that are no sum of heads and neurons on one residual stream: state spaces, linear attention, convolutions, several or looped streams, a
 #: stream that is itself normalised.
 HYBRIDS: dict[str, ConfigMaker] = {
-    "qwen3_next": _rotary("qwen3_next", head_dim=16, attention_bias=True, **_SHARED, **_LINEAR, **_LINEAR_LAYERS),
-    "qwen3_5_text": _rotary("qwen3_5_text", head_dim=16, attention_bias=True, **_LINEAR, **_LINEAR_LAYERS),
-    "qwen3_5_moe_text": _rotary("qwen3_5_moe_text", head_dim=16, attention_bias=True, **_SHARED, **_LINEAR, **_LINEAR_LAYERS),
-    "olmo_hybrid": _rotary("olmo_hybrid", attention_bias=True, **_LINEAR, **_LINEAR_LAYERS),
-    "lfm2": _rotary("lfm2", block_auto_adjust_ff_dim=False, layer_types=["conv", "full_attention", "conv"]),
-    "lfm2_moe": _rotary("lfm2_moe", num_dense_layers=1, num_experts=5, layer_types=["conv", "full_attention", "conv"], **_ROUTED),
-    "bamba": _rotary("bamba", attn_layer_indices=[1], **_MAMBA),
-    "jamba": _rotary("jamba", attn_layer_period=2, attn_layer_offset=1, num_experts=4, use_mamba_kernels=False, mamba_d_state=8),
-    "granitemoehybrid": _rotary(
+    "qwen3_next": rotary("qwen3_next", head_dim=16, attention_bias=True, **SHARED, **LINEAR, **LINEAR_LAYERS),
+    "qwen3_5_text": rotary("qwen3_5_text", head_dim=16, attention_bias=True, **LINEAR, **LINEAR_LAYERS),
+    "qwen3_5_moe_text": rotary("qwen3_5_moe_text", head_dim=16, attention_bias=True, **SHARED, **LINEAR, **LINEAR_LAYERS),
+    "olmo_hybrid": rotary("olmo_hybrid", attention_bias=True, **LINEAR, **LINEAR_LAYERS),
+    "lfm2": rotary("lfm2", block_auto_adjust_ff_dim=False, layer_types=["conv", "full_attention", "conv"]),
+    "lfm2_moe": rotary("lfm2_moe", num_dense_layers=1, num_experts=5, layer_types=["conv", "full_attention", "conv"], **ROUTED),
+    "bamba": rotary("bamba", attn_layer_indices=[1], **MAMBA),
+    "jamba": rotary("jamba", attn_layer_period=2, attn_layer_offset=1, num_experts=4, use_mamba_kernels=False, mamba_d_state=8),
+    "granitemoehybrid": rotary(
         "granitemoehybrid",
         layer_types=["mamba", "attention", "mamba"],
         position_embedding_type="rope",
         num_local_experts=5,
         num_experts_per_tok=2,
         shared_intermediate_size=24,
-        **_MULTIPLIERS,
-        **_MAMBA,
+        **MULTIPLIERS,
+        **MAMBA,
     ),
-    "falcon_h1": _rotary("falcon_h1", mamba_d_ssm=64, **_MAMBA),
-    "nemotron_h": _rotary(
+    "falcon_h1": rotary("falcon_h1", mamba_d_ssm=64, **MAMBA),
+    "nemotron_h": rotary(
         "nemotron_h",
         head_dim=16,
         layers_block_type=["mamba", "attention", "moe"],
@@ -363,8 +278,8 @@ HYBRIDS: dict[str, ConfigMaker] = {
         chunk_size=16,
         use_mamba_kernels=False,
     ),
-    "recurrent_gemma": _rotary("recurrent_gemma", num_key_value_heads=1, lru_width=32, attention_window_size=WINDOW),
-    "zamba2": _rotary(
+    "recurrent_gemma": rotary("recurrent_gemma", num_key_value_heads=1, lru_width=32, attention_window_size=WINDOW),
+    "zamba2": rotary(
         "zamba2",
         num_key_value_heads=4,
         layers_block_type=["mamba", "hybrid", "mamba"],
@@ -374,12 +289,12 @@ HYBRIDS: dict[str, ConfigMaker] = {
         adapter_rank=4,
         use_mamba_kernels=False,
     ),
-    "mamba": _made("mamba", {**_IDS, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 3, "time_step_rank": 2}, {}),
-    "falcon_mamba": _made("falcon_mamba", {**_IDS, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 3, "time_step_rank": 2}, {}),
-    "mamba2": _made(
+    "mamba": made("mamba", {**IDS, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 3, "time_step_rank": 2}, {}),
+    "falcon_mamba": made("falcon_mamba", {**IDS, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 3, "time_step_rank": 2}, {}),
+    "mamba2": made(
         "mamba2",
         {
-            **_IDS,
+            **IDS,
             "hidden_size": 32,
             "state_size": 8,
             "num_hidden_layers": 3,
@@ -390,8 +305,8 @@ HYBRIDS: dict[str, ConfigMaker] = {
         },
         {},
     ),
-    "rwkv": _made("rwkv", {**_IDS, "hidden_size": 32, "num_hidden_layers": 3, "context_length": N_CTX, "intermediate_size": 64}, {}),
-    "deepseek_v4": _rotary(
+    "rwkv": made("rwkv", {**IDS, "hidden_size": 32, "num_hidden_layers": 3, "context_length": N_CTX, "intermediate_size": 64}, {}),
+    "deepseek_v4": rotary(
         "deepseek_v4",
         num_key_value_heads=1,
         head_dim=16,
@@ -406,30 +321,83 @@ HYBRIDS: dict[str, ConfigMaker] = {
         index_head_dim=8,
         index_topk=4,
         num_hash_layers=1,
-        **_ROUTED,
+        **ROUTED,
     ),
-    "openai-gpt": _absolute("openai-gpt"),
-    "hrm_text": _rotary("hrm_text", head_dim=8, num_hidden_layers=2, prefix_lm=False),
+    "openai-gpt": absolute("openai-gpt"),
+    "hrm_text": rotary("hrm_text", head_dim=8, num_hidden_layers=2, prefix_lm=False),
 }
 
 #: Settings of a family under which the residual stream is itself normalised.
 NORMALISED_STREAMS: dict[str, ConfigMaker] = {
     "opt_norm_after": lambda: opt_config(do_layer_norm_before=False),
-    "bloom_norm_before_residual": _bloom(apply_residual_connection_post_layernorm=True),
+    "bloom_norm_before_residual": bloom(apply_residual_connection_post_layernorm=True),
 }
 
-#: Settings that TransformerLens 4.3 cannot load, or runs to other logits than the model's. To be refused, or got right.
-BEYOND_TRANSFORMERLENS: dict[str, ConfigMaker] = {
-    "falcon_alibi": _falcon(multi_query=False, alibi=True, parallel_attn=False),
-    "falcon_new_decoder": _falcon(new_decoder_architecture=True, num_kv_heads=2, alibi=False),
-    "phi_qk_norm": _rotary("phi", qk_layernorm=True),
-    "gpt_bigcode_multi_head": _absolute("gpt_bigcode", multi_query=False),
+#: Models with softmax attention that TransformerLens 4.3 cannot load or runs to other logits, or whose blocks have no recipe yet. To be refused,
+#: or got right.
+UNSETTLED: dict[str, ConfigMaker] = {
+    "modernbert-decoder": rotary(
+        "modernbert-decoder",
+        **BIASES,
+        norm_bias=True,
+        local_attention=2 * WINDOW,
+        layer_types=SLIDING["layer_types"],
+        cls_token_id=1,
+        sep_token_id=2,
+    ),
+    "gemma4_text": rotary(
+        "gemma4_text",
+        head_dim=16,
+        global_head_dim=24,
+        final_logit_softcapping=5.0,
+        vocab_size_per_layer_input=N_VOCAB,
+        hidden_size_per_layer_input=0,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+    ),
+    "gemma4_per_layer_input": rotary(
+        "gemma4_text",
+        head_dim=16,
+        global_head_dim=24,
+        vocab_size_per_layer_input=N_VOCAB,
+        hidden_size_per_layer_input=8,
+        **{**SLIDING, "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    ),
+    "gemma4_experts": rotary(
+        "gemma4_text",
+        head_dim=16,
+        global_head_dim=24,
+        vocab_size_per_layer_input=N_VOCAB,
+        hidden_size_per_layer_input=0,
+        enable_moe_block=True,
+        num_experts=5,
+        top_k_experts=2,
+        moe_intermediate_size=16,
+        **{**SLIDING, "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    ),
+    "glm_moe_dsa": rotary(
+        "glm_moe_dsa", attention_bias=True, first_k_dense_replace=1, index_topk=6, index_head_dim=8, index_n_heads=2, **MLA, **GROUPED
+    ),
+    "jetmoe": rotary("jetmoe", kv_channels=16, num_key_value_heads=2, num_local_experts=5, num_experts_per_tok=2),
+    "granitemoehybrid_attention_only": rotary(
+        "granitemoehybrid",
+        layer_types=["attention"] * 3,
+        position_embedding_type="rope",
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        shared_intermediate_size=24,
+        **MULTIPLIERS,
+        **MAMBA,
+    ),
+    "falcon_new_decoder": falcon(new_decoder_architecture=True, num_kv_heads=2, alibi=False),
+    "phi_qk_norm": rotary("phi", qk_layernorm=True),
+    "gpt_bigcode_multi_head": absolute("gpt_bigcode", multi_query=False),
 }
 
 #: A setting that TransformerLens 4.3 ignores: its logits are not the model's. To be refused, or got right.
-MISREAD: dict[str, ConfigMaker] = {"gpt2_unscaled": _absolute("gpt2", scale_attn_weights=False)}
+MISREAD: dict[str, ConfigMaker] = {"gpt2_unscaled": absolute("gpt2", scale_attn_weights=False)}
 
-CHECKPOINTS: dict[str, ConfigMaker] = FAMILIES | VARIANTS | HYBRIDS | NORMALISED_STREAMS | BEYOND_TRANSFORMERLENS | MISREAD
+CHECKPOINTS: dict[str, ConfigMaker] = FAMILIES | VARIANTS | HYBRIDS | NORMALISED_STREAMS | UNSETTLED | MISREAD
 
 _METASPACE = ("llama", "llama_plain", "mistral", "mistral_full", "gemma")
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 import reference
 import torch
-from families import BEYOND_TRANSFORMERLENS, CHECKPOINTS, FAMILIES, HYBRIDS, MISREAD, NORMALISED_STREAMS, VARIANTS, token_ids
+from families import CHECKPOINTS, FAMILIES, HYBRIDS, MISREAD, NORMALISED_STREAMS, UNSETTLED, VARIANTS, token_ids
 from plain_runs import NAMES, Run, run_plain
 from torch import Tensor, nn
 
 #: Names of checkpoints that the brute force knows.
-KNOWN = [name for name in FAMILIES | VARIANTS | BEYOND_TRANSFORMERLENS if CHECKPOINTS[name]().model_type in NAMES]
+KNOWN = [name for name in FAMILIES | VARIANTS | UNSETTLED if CHECKPOINTS[name]().model_type in NAMES]
 every_checkpoint = pytest.mark.parametrize("name", KNOWN)
 both_lengths = pytest.mark.parametrize("n_tokens", [1, 20])
 
@@ -93,6 +93,6 @@ def test_windows_and_soft_caps_change_what_is_predicted(plain: Callable) -> None
 
 
 def test_the_tables_name_each_checkpoint_once() -> None:
-    groups = (FAMILIES, VARIANTS, HYBRIDS, NORMALISED_STREAMS, BEYOND_TRANSFORMERLENS, MISREAD)
+    groups = (FAMILIES, VARIANTS, HYBRIDS, NORMALISED_STREAMS, UNSETTLED, MISREAD)
     assert sum(map(len, groups)) == len(CHECKPOINTS)
     assert len({make().model_type for make in FAMILIES.values()}) >= 55

@@ -24,7 +24,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "attention sinks": ("gpt_oss",),
     "latent attention": ("deepseek_v2", "deepseek_v3"),
     "mixture of experts": ("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe"),
-    "ALiBi": ("bloom", "mpt"),
+    "ALiBi": ("bloom", "mpt", "falcon_alibi"),
     "one projection to queries, keys and values": ("phi3", "gpt_bigcode"),
     "clipped values": ("mpt_clipped", "olmo_clipped"),
     "gated attention": ("afmoe",),
