@@ -99,12 +99,12 @@ def test_a_wrong_window_is_not_used_either(wrong: int | None, model: Callable, m
 
 @pytest.mark.parametrize("wrong", [None, WINDOW + 1, WINDOW - 1])
 def test_fused_attention_that_does_not_add_up_is_given_up_for_eager_attention(
-    wrong: int | None, checkpoint: Callable, plain_run: Callable
+    wrong: int | None, checkpoint: Callable, plain_run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = llm_tt.load_model(str(checkpoint("mistral")))
     assert isinstance(llm, bridge.BridgeLlm)
     assert llm.info.attention == "fused"
-    llm._windows = [wrong] * 3
+    monkeypatch.setattr(Visible, "of", lambda mask: Visible(wrong))
     trace = llm.trace(token_ids(N_TOKENS))
     assert llm.info.attention == "eager"
     for block, layer in zip(trace.blocks, plain_run("mistral", N_TOKENS).layers, strict=True):
@@ -146,3 +146,26 @@ def test_recomputed_rows_by_hand() -> None:
     assert torch.allclose(rows[0, 0], torch.tensor([0.0, *weights.tolist()]))
     assert torch.allclose(rows[1, 0], torch.tensor([0.0, 0.5, 0.5]))
     assert torch.equal(rows[:, 1], torch.tensor([[1.0, 0.0, 0.0]] * 2))
+
+
+def _mask(n_tokens: int, sees: Callable[[int, int], bool]) -> torch.Tensor:
+    return torch.tensor([[j <= i and sees(i, j) for j in range(n_tokens)] for i in range(n_tokens)])
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5, 8, 9, 30])
+def test_a_mask_becomes_a_window_only_where_a_window_says_the_same(n_tokens: int) -> None:
+    masks = {
+        "causal": _mask(n_tokens, lambda i, j: True),
+        "window": _mask(n_tokens, lambda i, j: i - j < 8),
+        "chunks": _mask(n_tokens, lambda i, j: i // 8 == j // 8),
+        "holes": _mask(n_tokens, lambda i, j: i == j or j % 3 == 0),
+    }
+    for name, mask in masks.items():
+        visible = Visible.of(mask)
+        assert torch.equal(visible.hidden(torch.arange(n_tokens), n_tokens), ~mask), name
+    for name, window in (("causal", None), ("window", 8 if n_tokens > 8 else None)):
+        assert (Visible.of(masks[name]).window, Visible.of(masks[name]).mask) == (window, None)
+    if n_tokens == 30:
+        assert Visible.of(masks["chunks"]).mask is not None
+        assert Visible.of(masks["holes"]).mask is not None
+    assert (Visible.of(None).window, Visible.of(None).mask) == (None, None)

@@ -37,7 +37,6 @@ def refusal(folder: Path) -> str:
         ("jetmoe", "it routes its attention heads through experts"),
         ("glm_moe_dsa", "it lets an indexer of its own pick the tokens that attention sees"),
         ("gemma4_text", "a block that scales the stream, or adds something beside attention and FFN"),
-        ("bloom_post_norm_residual", "layer 0: residual stream parts are off by"),
         ("falcon_new_decoder", "TransformerLens cannot take"),
         ("phi_qk_norm", "TransformerLens cannot take"),
         ("gpt_bigcode_multi_head", "TransformerLens cannot take"),
