@@ -40,8 +40,8 @@ def assert_exact(made: Measured) -> None:
     assert made.logits <= 1e-4
     assert made.future == 0
     smallest, largest = made.row_sums
-    assert largest == pytest.approx(1, abs=1e-5) if made.model_type not in WITH_SINKS else largest < 1
-    assert smallest == pytest.approx(1, abs=1e-5) if made.model_type not in WITH_SINKS else 0 < smallest < 0.98
+    assert largest <= 1 + 1e-5
+    assert 0 < smallest < 0.98 if made.model_type in WITH_SINKS else smallest >= 1 - 1e-5
     assert made.shares <= 1e-5
     assert made.dtypes == {torch.float32}
 
