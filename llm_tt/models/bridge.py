@@ -6,7 +6,6 @@ A bridge run by two threads at once mixes their activations without an error, so
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from llm_tt.models.blocks import (
     ARCHITECTURE_NAMES,
     BlockRecipe,
     attention_windows,
+    experts_per_token,
     logit_cap,
     logit_scale,
     recipe,
@@ -143,7 +143,12 @@ class BridgeLlm(TransparentLlm):
             return False
         if len(captured) < self.info.n_layers or not error <= identities.TOLERANCE[self.info.torch_dtype]:
             return False
-        self.info = replace(self.info, attention="fused", logits_error=error)
+        width = sum(
+            each.pattern.queries[:, 0].numel() + each.pattern.keys[:, 0].numel() + each.values[:, 0].numel() for each in captured.values()
+        )
+        # A gate is kept in float32; counted as per element, which only a gate per head is less than.
+        width += sum(layer.n_heads * self.info.d_head for layer in self._layers if layer.gate is not None or layer.sub_norm is not None)
+        self.info = replace(self.info, attention="fused", logits_error=error, attention_width=width / self.info.n_layers)
         return True
 
     def use_eager_attention(self) -> None:
@@ -212,7 +217,9 @@ class BridgeLlm(TransparentLlm):
         module = unwrapped(ffn)
         if has_experts(module):
             routed_scale = getattr(self._config, self._recipe.routed_scale or "", 1.0)
-            return MixtureFfn(lambda x: module(norm(x)), module, scale, routed_scale, self._recipe.scales_expert_inputs)
+            return MixtureFfn(
+                lambda x: module(norm(x)), module, experts_per_token(self._config), scale, routed_scale, self._recipe.scales_expert_inputs
+            )
         out = getattr(ffn, "out", None) or getattr(ffn, "dense_out", None)
         if out is None:
             return OpaqueFfn()
