@@ -99,6 +99,11 @@ def attention_windows(hf_config: Any, n_layers: int) -> list[int | None]:
     return [window if kind in ("sliding_attention", "local") else None for kind in kinds]
 
 
+def experts_per_token(hf_config: Any) -> int:
+    """To how many experts a router sends a token."""
+    return next((int(count) for key in ("num_experts_per_tok", "moe_k") if (count := getattr(hf_config, key, None))), 1)
+
+
 def value_limit(hf_config: Any) -> float | None:
     """Values are clipped to this on both sides (MPT); for attention that is not captured."""
     return getattr(getattr(hf_config, "attn_config", None), "clip_qkv", None)

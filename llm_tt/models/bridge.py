@@ -6,7 +6,6 @@ A bridge run by two threads at once mixes their activations without an error, so
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from llm_tt.models.blocks import (
     ARCHITECTURE_NAMES,
     BlockRecipe,
     attention_windows,
+    experts_per_token,
     logit_cap,
     logit_scale,
     recipe,
@@ -127,38 +127,50 @@ class BridgeLlm(TransparentLlm):
         )
         self._logit_scale, self._logit_cap = logit_scale(self._config), logit_cap(self._config)
         self._windows = attention_windows(self._config, self.info.n_layers)
-        try:
-            error = identities.relative_error(self.last_logits(probe), plain_logits)
-        except Exception as error:
-            raise _not_taken_apart(who, error) from error
-        if not error <= identities.TOLERANCE[self.info.torch_dtype]:
-            raise ModelError(
-                f"TransformerLens computes other logits for {who} than the model itself (relative error {error:.1e}). "
-                "Likely cause: an option in its config.json that TransformerLens ignores. Nothing would be shown correctly."
-            )
-        self._use_fused_attention(probe, plain_logits)
-        error = identities.relative_error(self.last_logits(probe), plain_logits)
-        self.info = replace(self.info, logits_error=error)
+        self._proof = probe, plain_logits
+        if not self._use_fused_attention():
+            self.use_eager_attention()
 
-    def _use_fused_attention(self, probe: Sequence[int], plain_logits: Tensor) -> None:
-        """Switch to SDPA if every layer can be captured and the logits stay what they are."""
+    def _use_fused_attention(self) -> bool:
+        """Switch to SDPA if every layer can be captured and the logits are the model's own; whether that was so."""
+        probe, plain_logits = self._proof
         capture.enable(self._bridge, self._config)
         try:
             with capture.capturing() as captured:
                 error = identities.relative_error(self.last_logits(probe), plain_logits)
         except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):
             # A family whose attention does not go through the interface of transformers.
-            captured, error = {}, math.inf
-        if len(captured) == self.info.n_layers and error <= identities.TOLERANCE[self.info.torch_dtype]:
-            self.info = replace(self.info, attention="fused")
-        else:
-            self.use_eager_attention()
+            return False
+        if len(captured) < self.info.n_layers or not error <= identities.TOLERANCE[self.info.torch_dtype]:
+            return False
+        width = sum(
+            each.pattern.queries[:, 0].numel() + each.pattern.keys[:, 0].numel() + each.values[:, 0].numel() for each in captured.values()
+        )
+        # A gate is kept in float32; counted as per element, which only a gate per head is less than.
+        width += sum(layer.n_heads * self.info.d_head for layer in self._layers if layer.gate is not None or layer.sub_norm is not None)
+        self.info = replace(self.info, attention="fused", logits_error=error, attention_width=width / self.info.n_layers)
+        return True
 
     def use_eager_attention(self) -> None:
-        """Let TransformerLens compute attention patterns, from now on; slower, and with memory quadratic in the prompt's length."""
+        """Let TransformerLens compute attention patterns, from now on; slower, and with memory quadratic in the prompt's length.
+
+        Raises:
+            ModelError: it computes them wrongly for this model.
+        """
+        probe, plain_logits = self._proof
+        who = f"{self.info.name} (model type {self.info.family!r})"
         with self._lock:
             capture.disable(self._bridge, self._config)
-            self.info = replace(self.info, attention="eager")
+            try:
+                error = identities.relative_error(self.last_logits(probe), plain_logits)
+            except Exception as error:
+                raise _not_taken_apart(who, error) from error
+            if not error <= identities.TOLERANCE[self.info.torch_dtype]:
+                raise ModelError(
+                    f"TransformerLens computes other logits for {who} than the model itself (relative error {error:.1e}). "
+                    "Likely cause: an option in its config.json that TransformerLens ignores. Nothing would be shown correctly."
+                )
+            self.info = replace(self.info, attention="eager", logits_error=error)
 
     # --- how a block is built
 
@@ -205,7 +217,9 @@ class BridgeLlm(TransparentLlm):
         module = unwrapped(ffn)
         if has_experts(module):
             routed_scale = getattr(self._config, self._recipe.routed_scale or "", 1.0)
-            return MixtureFfn(lambda x: module(norm(x)), module, scale, routed_scale, self._recipe.scales_expert_inputs)
+            return MixtureFfn(
+                lambda x: module(norm(x)), module, experts_per_token(self._config), scale, routed_scale, self._recipe.scales_expert_inputs
+            )
         out = getattr(ffn, "out", None) or getattr(ffn, "dense_out", None)
         if out is None:
             return OpaqueFfn()

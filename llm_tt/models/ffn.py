@@ -61,12 +61,19 @@ class MixtureFfn:
         run: the FFN with its norm, on [1, P, d].
         moe: the module that holds router, experts and shared experts.
         scale: what the block multiplies the FFN's output with.
+        experts_per_token: to how many experts the router sends a token.
         routed_scale: what the routed experts' sum is multiplied with after the experts, where the module does that.
         scales_inputs: the routing weight multiplies what an expert reads, not what it puts out (Llama 4); every expert then sees every token.
     """
 
     def __init__(
-        self, run: Callable[[Tensor], Any], moe: nn.Module, scale: float = 1.0, routed_scale: float = 1.0, scales_inputs: bool = False
+        self,
+        run: Callable[[Tensor], Any],
+        moe: nn.Module,
+        experts_per_token: int,
+        scale: float = 1.0,
+        routed_scale: float = 1.0,
+        scales_inputs: bool = False,
     ) -> None:
         self._run, self._scale, self._routed_scale, self._scales_inputs = run, scale, routed_scale, scales_inputs
         self._experts: Any = unwrapped(moe.experts)
@@ -76,7 +83,7 @@ class MixtureFfn:
         shared = next((getattr(moe, name) for name in _SHARED if getattr(moe, name, None) is not None), None)
         self._shared_out: Any = None if shared is None else unwrapped(unwrapped(shared).down_proj)
         self._shared_gate: Any = unwrapped(getattr(moe, "shared_expert_gate", None))
-        self.shape = FfnShape(self._per_expert, int(down.shape[0]), 0 if shared is None else n_inputs(self._shared_out))
+        self.shape = FfnShape(self._per_expert, int(down.shape[0]), 0 if shared is None else n_inputs(self._shared_out), experts_per_token)
 
     def neurons(self, ffn_input: Tensor) -> Neurons:
         n_tokens, n_routed = len(ffn_input), self.shape.n_experts * self._per_expert

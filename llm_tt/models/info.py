@@ -25,10 +25,17 @@ class FfnShape:
     """routed experts; 0 for a dense FFN"""
     n_shared: int = 0
     """neurons of all shared experts together"""
+    experts_per_token: int = 0
+    """routed experts that one token is sent to"""
 
     @property
     def n_neurons(self) -> int:
         return self.per_expert * max(self.n_experts, 1) + self.n_shared
+
+    @property
+    def n_per_token(self) -> int:
+        """Neurons that take part for one token."""
+        return self.per_expert * max(self.experts_per_token, 1) + self.n_shared
 
     def name(self, neuron: int) -> str:
         """5 -> "neuron 5", in a mixture of experts "expert 0, neuron 5" or "shared expert, neuron 5"."""
@@ -82,6 +89,8 @@ class ModelInfo:
     tokenizer: TokenizerInfo | None = None
     logits_error: float | None = None
     """relative error of the backend's logits against those of the untouched checkpoint, on the prompt of the check at load"""
+    attention_width: float | None = None
+    """numbers that a trace keeps of one token's attention in a layer, on average: queries, keys, values, gates; None: as plain heads have them"""
     not_shown: tuple[str, ...] = ()
     """sentences on what this model has and the method cannot show, for example neurons that no expert recipe covers"""
 

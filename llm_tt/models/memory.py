@@ -21,9 +21,11 @@ def trace_bytes(info: ModelInfo, n_tokens: int) -> int:
     values = info.n_kv_heads * n_tokens * info.d_head
     queries_and_keys = (info.n_heads + info.n_kv_heads) * n_tokens * info.d_head
     pattern = info.n_heads * n_tokens * n_tokens
-    ffn = 3 * n_tokens * info.n_neurons * size
+    n_neurons = max((shape.n_per_token for shape in info.ffn), default=info.n_neurons)
+    ffn = 3 * n_tokens * n_neurons * size
     if info.attention == "fused":
-        return info.n_layers * (streams + values + queries_and_keys) * size + ffn
+        attention = values + queries_and_keys if info.attention_width is None else int(info.attention_width * n_tokens)
+        return info.n_layers * (streams + attention) * size + ffn
     # As the backend does: in half precision the pattern itself is kept.
     attention = min(pattern, queries_and_keys) if size == 4 else pattern
     # Scores, their float32 softmax and its copy in the model's dtype exist side by side.

@@ -39,6 +39,13 @@ def test_the_estimate_is_within_a_factor_of_two_of_what_is_held_while_running(
     assert memory.trace_bytes(llm.info, n_tokens) >= trace.nbytes
 
 
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_neox", "gemma2", "afmoe", "mixtral", "qwen2_moe"])
+def test_the_estimate_knows_latent_attention_gates_and_experts(name: str, model: Callable) -> None:
+    llm = model(name)
+    trace = llm.trace(token_ids(200))
+    assert 1 <= memory.trace_bytes(llm.info, 200) / trace.nbytes <= 2
+
+
 @every_family
 def test_of_many_layers_the_estimate_is_what_the_trace_keeps(name: str, model: Callable) -> None:
     """The running layer vanishes among a hundred."""
