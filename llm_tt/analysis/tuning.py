@@ -53,7 +53,7 @@ def tuning_report(model: str | ModelSpec, base: str | None = None, progress: Pro
     base = base or spec.base or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if base is None:
         raise ModelError(
-            f'"{where}" does not say which model it was tuned from. Name it: base="..." in Python, --base on the command line.'
+            f'"{where}" does not say which model it was tuned from. Name it as "base" in the configuration, or with --base on the command line.'
         )
     return tuning_of_checkpoint(folder, base, progress)
 
@@ -70,7 +70,7 @@ def tuning_of_adapter(
     adapter = Adapter(folder)
     name = str(base_dir) if base_dir is not None else adapter.base_name
     if name is None:
-        raise ModelError(f'Adapter folder "{folder}" does not say which model it belongs to. Name it: base="..." in Python, --base.')
+        raise ModelError(f'Adapter folder "{folder}" does not say which model it belongs to. Set "base" in the configuration.')
     found = _Findings(name, str(adapter_dir), "adapter", adapter.notes())
     if reason := adapter.unsupported():
         return found.report("not_measured", reason)
@@ -415,7 +415,7 @@ def _folder(where: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     spec = ModelSpec(name=where, revision=revision)
-    patterns = ["*.safetensors", "*.json"]
+    patterns = ["model*.safetensors", "adapter_model*.safetensors", "*.json"]
     return Path(checkpoints._translated(spec, where, lambda: snapshot_download(where, revision=revision, allow_patterns=patterns)))
 
 
