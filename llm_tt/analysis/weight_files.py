@@ -15,12 +15,19 @@ from torch import Tensor
 from llm_tt.errors import ModelError
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "decoder.embed_tokens.weight")
-HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+    "decoder.embed_tokens.weight",
+)
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 
 _WRAPPERS = {"module", "_orig_mod", "base_model", "model", "language_model", "text_model", "transformer", "gpt_neox", "backbone"}
 """What comes before the names of a language model: wrappers of PEFT, torch.compile and data parallelism, and the model's own prefix"""
-_LAYER = re.compile(r"^(?:decoder\.)?(?:layers|h|blocks|block)\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"^(?:(?:de|en)coder\.)?(?:layers|h|blocks|block)\.(\d+)\.(.+)$")
 _MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 

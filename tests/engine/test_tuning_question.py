@@ -48,5 +48,5 @@ def test_it_is_measured_once_for_all_devices_and_precisions(tuned_engine: LocalE
 
 
 def test_a_model_without_a_base_gets_the_sentence(tuned_engine: LocalEngine) -> None:
-    with pytest.raises(llm_tt.LlmTtError, match=r'tuned from\\. Name it as "base" in the configuration'):
+    with pytest.raises(llm_tt.LlmTtError, match=r'tuned from\. Name it as "base" in the configuration'):
         tuned_engine.answer(MeasureTuning(ModelKey("base")))
