@@ -62,7 +62,9 @@ def of_matrix(matrix: Tensor, noise: float = 0.0) -> Spectrum:
     basis = torch.linalg.qr(wide @ torch.randn(wide.shape[1], DIRECTIONS, generator=generator).to(wide)).Q
     for _ in range(_POWER_ITERATIONS):
         basis = torch.linalg.qr(wide @ torch.linalg.qr(wide.T @ basis).Q).Q
-    values = torch.linalg.svdvals((basis.T @ wide).double())
+    projected = (basis.T @ wide).double()
+    # By way of the small Gram matrix, whose rounding in float64 is far below that of the projection in float32.
+    values = torch.linalg.eigvalsh(projected @ projected.T).clamp_min(0).sqrt().flip(0)
     floor = max(noise, float(values[0]) * max(matrix.shape) ** 0.5 * torch.finfo(torch.float32).eps)
     above = int((values > floor).sum())
     return Spectrum(values.cpu().numpy(), energy, above if above < len(values) else None, False)
