@@ -108,6 +108,8 @@ def heatmap(report: TuningReport) -> go.Figure:
             y=[str(layer.layer) for layer in layers],
             z=values,
             zmin=0,
+            # Plotly takes the lower end of a scale only together with the upper one.
+            zmax=max((value for row in values for value in row if value is not None), default=0.0) or 1.0,
             colorscale=_COLORS,
             colorbar={"title": {"text": "% of ||W||"}, "thickness": 12},
             texttemplate="%{z:.2g}" if numbered else None,

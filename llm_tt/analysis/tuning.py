@@ -308,7 +308,7 @@ def _verdict_of_adapter(
     if not changed or found.only_rounding:
         return "no_effect", _why_nothing(adapter, len(found.modules))
     idle = len(found.modules) - len(changed)
-    return "tuned", _strength(found) + (f" {idle} of the adapter's {len(found.modules)} weights change nothing." if idle else "")
+    return "tuned", _strength(found) + (f" Without effect: {idle} of the adapter's {len(found.modules)} weights." if idle else "")
 
 
 def _why_nothing(adapter: Adapter, n_modules: int) -> str:
