@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.tuning import tuning_report
+    from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.config import AppConfig, ModelSpec, load_config
     from llm_tt.errors import LlmTtError
     from llm_tt.flow.contributions import attention_contributions, ffn_contributions, neuron_contributions
@@ -25,12 +27,14 @@ _HOME = {
     "ModelSpec": "llm_tt.config",
     "Trace": "llm_tt.models.transparent_llm",
     "TransparentLlm": "llm_tt.models.transparent_llm",
+    "TuningReport": "llm_tt.analysis.tuning_report",
     "attention_contributions": "llm_tt.flow.contributions",
     "extract_routes": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
     "load_config": "llm_tt.config",
     "load_model": "llm_tt.models",
     "neuron_contributions": "llm_tt.flow.contributions",
+    "tuning_report": "llm_tt.analysis.tuning",
 }
 
 __all__ = [
@@ -41,12 +45,14 @@ __all__ = [
     "ModelSpec",
     "Trace",
     "TransparentLlm",
+    "TuningReport",
     "attention_contributions",
     "extract_routes",
     "ffn_contributions",
     "load_config",
     "load_model",
     "neuron_contributions",
+    "tuning_report",
 ]
 
 

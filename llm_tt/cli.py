@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from llm_tt.config import load_config
+from llm_tt.config import ModelSpec, load_config
 from llm_tt.errors import LlmTtError, RequestError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, FlowGraph
-
-if TYPE_CHECKING:
-    from llm_tt.models.transparent_llm import TransparentLlm
-
-_CHECKED_LENGTHS = (128, 1024, 4096)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(routes)
     routes.set_defaults(run=_routes)
 
-    check = commands.add_parser("check", help="load a model and check that its parts add up")
+    check = commands.add_parser("check", help="whether a model can be trusted here, and what its tuning changed")
     check.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
+    check.add_argument("--base", metavar="BASE", help='the model it was tuned from: folder, hub name or "demo"')
+    check.add_argument("--json", action="store_true", help="print everything as JSON")
     _add_model_options(check)
     check.set_defaults(run=_check)
     return parser
@@ -86,10 +83,9 @@ def _quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _load(options: argparse.Namespace, load: Callable[..., TransparentLlm]) -> TransparentLlm:
-    configured = load_config(options.config).models if options.config else {}
-    model = configured.get(options.model, options.model)
-    return load(model, adapter=options.adapter, device=options.device, dtype=options.dtype)
+def _model(options: argparse.Namespace) -> str | ModelSpec:
+    configured: dict[str, ModelSpec] = load_config(options.config).models if options.config else {}
+    return configured.get(options.model) or options.model
 
 
 def _routes(options: argparse.Namespace) -> int:
@@ -103,7 +99,7 @@ def _routes(options: argparse.Namespace) -> int:
     from llm_tt.flow.routes import extract_routes
     from llm_tt.models import load_model
 
-    llm = _load(options, load_model)
+    llm = load_model(_model(options), adapter=options.adapter, device=options.device, dtype=options.dtype)
     trace = llm.trace(prompt)
 
     graph = extract_routes(trace, options.target, options.threshold, not options.no_renormalize)
@@ -146,31 +142,13 @@ def _as_text(graph: FlowGraph) -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from llm_tt.models import identities, load_unchecked
-    from llm_tt.models.memory import show_bytes, trace_bytes
+    from llm_tt.check import check
 
-    llm = _load(options, load_unchecked)
-    info = llm.info
-    report = identities.check(llm)
-    print(f"model       {info.name}" + (f" with adapter {info.adapter}" if info.adapter else ""))
-    print(f"family      {info.family}")
-    print(f"parameters  {info.n_params:,}")
-    print(
-        f"shape       {info.n_layers} layers, {info.n_heads} heads ({info.n_kv_heads} key-value), width {info.d_model}, "
-        f"{info.n_neurons} neurons, vocabulary {info.d_vocab}, context {info.n_ctx}"
-    )
-    print(f"dtype       {info.dtype} on {info.device}, attention {info.attention}")
-    print(f"identities  relative errors on {report.n_tokens} tokens, allowed {report.tolerance:.0e}")
-    print("            layer  attention    neurons   residual     future")
-    for layer in report.layers:
-        print(f"            {layer.layer:5}  {layer.attention:9.1e}  {layer.neurons:9.1e}  {layer.residual:9.1e}  {layer.future:9.1e}")
-    print(f"            logits {report.logits:9.1e}")
-    for length in _CHECKED_LENGTHS:
-        if length <= info.n_ctx:
-            print(f"memory      about {show_bytes(trace_bytes(info, length))} for a trace of {length} tokens")
-    print(f"            longest prompt the model reads: {info.n_ctx} tokens, about {show_bytes(trace_bytes(info, info.n_ctx))}")
-    if failure := report.failure():
-        print(f"FAILED      {failure}")
-        return 1
-    print("ok          every part adds up")
-    return 0
+    report = check(_model(options), adapter=options.adapter, base=options.base, device=options.device, dtype=options.dtype)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+    elif report.is_empty:
+        print(f"llm-tt: {report.failure}", file=sys.stderr)
+    else:
+        print(report.to_text())
+    return 0 if report.ok else 1

@@ -103,6 +103,16 @@ def the_sentence(result: Result) -> str:
     return result.err[len("llm-tt: ") : -1]
 
 
+def the_failure(result: Result) -> str:
+    """Why a command failed: the sentence on stderr, or after what `check` knows of the model all the same."""
+    if not result.out:
+        return the_sentence(result)
+    assert (result.status, result.err) == (1, "")
+    label, _, sentence = result.out.splitlines()[-1].partition(" ")
+    assert label == "FAILED"
+    return sentence.strip()
+
+
 def assert_same_graph(written: str, graph: FlowGraph, name: str) -> None:
     """JSON is that of a graph; contributions but for rounding, which differs from process to process."""
     data, expected = json.loads(written), files.to_dict(graph, name)
@@ -396,7 +406,7 @@ def test_a_folder_that_lacks_something_gets_a_sentence(
 ) -> None:
     copy = tmp_path / "model"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*missing))
-    sentence = the_sentence(run(command[0], copy, *command[1:]))
+    sentence = the_failure(run(command[0], copy, *command[1:]))
     assert f'Model folder "{copy}" {words}' in sentence
 
 
@@ -405,7 +415,10 @@ def test_a_folder_with_a_damaged_file_gets_a_sentence(file: str, run: Callable, 
     copy = tmp_path / "model"
     shutil.copytree(folder, copy)
     (copy / file).write_bytes((copy / file).read_bytes()[:100])
-    assert str(copy) in the_sentence(run("check", copy))
+    result = run("check", copy)
+    assert str(copy) in the_failure(result)
+    assert ("family      gpt2\n" in result.out) == (file != "config.json")
+    assert ("parameters  59,168 in its files\n" in result.out) == (file == "tokenizer.json")
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "no-such-model", "nobody/no-such-model", "x" * 300, " ", ""])

@@ -25,6 +25,7 @@ from llm_tt.engine.messages import (
     InspectEdge,
     InspectNode,
     LoadModel,
+    MeasureTuning,
     ModelFacts,
     ModelKey,
     NodeReport,
@@ -36,6 +37,7 @@ from llm_tt.flow.graph import Node, entering
 from llm_tt.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.models.transparent_llm import Trace, TransparentLlm
 
 _Key = TypeVar("_Key")
@@ -43,6 +45,10 @@ _Value = TypeVar("_Value")
 
 _LOADING, _TRACING = 0.7, 0.95
 """Fractions of an explanation's progress at which the model is loaded, and traced, when nothing is cached"""
+
+
+_MAX_TUNINGS = 16
+"""Tuning reports to keep: small, but minutes of reading for a large model"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +119,7 @@ class LocalEngine:
         self._config = config
         self._models: _Cache[ModelKey, _Loaded] = _Cache(max_models, lambda loaded: 1)
         self._traces: _Cache[TraceKey, _Traced] = _Cache(trace_budget, _trace_bytes)
+        self._tunings: _Cache[ModelKey, TuningReport] = _Cache(_MAX_TUNINGS, lambda report: 1)
         self._jobs = JobQueue(n_workers)
 
     # --- questions
@@ -125,6 +132,8 @@ class LocalEngine:
     def answer(self, question: InspectNode, progress: Progress = silent) -> NodeReport: ...
     @overload
     def answer(self, question: InspectEdge, progress: Progress = silent) -> EdgeReport: ...
+    @overload
+    def answer(self, question: MeasureTuning, progress: Progress = silent) -> TuningReport: ...
 
     def answer(self, question: Question, progress: Progress = silent) -> Answer:
         """Answer now, in this thread. `progress` may raise to cancel.
@@ -141,6 +150,8 @@ class LocalEngine:
                 return _inspect_node(question, self._traced(question.trace, progress).trace)
             case InspectEdge():
                 return _inspect_edge(question, self._traced(question.trace, progress).trace)
+            case MeasureTuning():
+                return self._tuning(question.model, progress)
 
     def submit(self, question: Question) -> str:
         """Answer in the background; the id of the job."""
@@ -203,6 +214,17 @@ class LocalEngine:
         # Traces hold on to their model: those of a model that was dropped must not keep it in memory.
         self._traces.discard(lambda trace: trace.model not in self._models)
         return loaded
+
+    def _tuning(self, key: ModelKey, progress: Progress) -> TuningReport:
+        # Weights are compared as they are stored: on which device and in which precision the model runs makes no difference.
+        key = ModelKey(key.name)
+
+        def measure() -> TuningReport:
+            from llm_tt.analysis.tuning import tuning_report
+
+            return tuning_report(self._spec(key), progress=progress)
+
+        return self._tunings.get(key, measure)
 
     def _require_allowed(self, prompt: str) -> None:
         """What the configuration says about prompts holds for every way in, not only for the page's text box."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import ModelInfo
@@ -69,7 +70,14 @@ class InspectEdge:
     key: EdgeKey
 
 
-Question = LoadModel | ExplainPrediction | InspectNode | InspectEdge
+@dataclass(frozen=True)
+class MeasureTuning:
+    """What an adapter, or a tuned checkpoint whose configuration names its base, changes in the weights. Loads no model."""
+
+    model: ModelKey
+
+
+Question = LoadModel | ExplainPrediction | InspectNode | InspectEdge | MeasureTuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,4 +131,4 @@ class EdgeReport:
     """(head, contribution) by falling contribution; attention edges only"""
 
 
-Answer = ModelFacts | Explanation | NodeReport | EdgeReport
+Answer = ModelFacts | Explanation | NodeReport | EdgeReport | TuningReport

@@ -1,0 +1,1 @@
+"""Questions that go beyond one trace: what a tuning changed."""
