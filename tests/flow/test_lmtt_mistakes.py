@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import reference
+import plain_runs
 import torch
 from families import token_ids
 
@@ -30,8 +30,8 @@ def test_value_biases_count_once(name: str, trace: Callable, plain_run: Callable
             return torch.einsum("hij,hje,hed->id", alpha, values, weight).double() + (0 if bias is None else bias)
 
         assert float((parts(values) - added).norm() / added.norm()) <= 1e-5
-        module = plain(name).get_submodule(f"{reference.NAMES[plain(name).config.model_type].layers}.{layer}")
-        value_bias = module.get_submodule(reference.NAMES[plain(name).config.model_type].value).bias.detach()
+        module = plain(name).get_submodule(f"{plain_runs.NAMES[plain(name).config.model_type].layers}.{layer}")
+        value_bias = module.get_submodule(plain_runs.NAMES[plain(name).config.model_type].value).bias.detach()
         value_bias = value_bias[-values.shape[0] * values.shape[2] :] if name == "gpt2" else value_bias
         per_head = value_bias.view(-1, 1, values.shape[2])
         twice = values + per_head.repeat_interleave(len(values) // len(per_head), 0)
