@@ -309,25 +309,27 @@ class BridgeLlm(TransparentLlm):
 
     def neurons(self, layer: int, ffn_input: Tensor) -> Neurons:
         with self._lock, torch.inference_mode():
-            return self._layers[layer].ffn.neurons(self._own(ffn_input))
+            return self._layers[layer].ffn.neurons(self._own(ffn_input, self._layers[layer].block))
 
     def neuron_output(self, layer: int, neurons: Tensor | None = None) -> Tensor:
         return self._layers[layer].ffn.output(neurons)
 
     def final_norm(self, x: Tensor) -> Tensor:
         with self._lock, torch.inference_mode():
-            return self._bridge.ln_final(self._own(x))
+            return self._bridge.ln_final(self._own(x, self._bridge.ln_final))
 
     def unembed(self, x: Tensor) -> Tensor:
         with self._lock, torch.inference_mode():
-            logits = self._bridge.unembed(self._own(x))
+            logits = self._bridge.unembed(self._own(x, self._bridge.unembed))
             return logits if self._logit_scale == 1 else logits * self._logit_scale
 
     def cap_logits(self, logits: Tensor) -> Tensor:
         return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
 
-    def _own(self, x: Tensor) -> Tensor:
-        return x.to(device=self.info.device, dtype=self.info.torch_dtype)
+    def _own(self, x: Tensor, module: Any) -> Tensor:
+        """A vector from anywhere, as a module of this model reads it. The layers of a large model may lie on several devices."""
+        parameter = next(unwrapped(module).parameters(), None)
+        return x.to(device=self.info.device if parameter is None else parameter.device, dtype=self.info.torch_dtype)
 
     # --- attention
 
@@ -456,7 +458,7 @@ class _Recorder:
             block: dict[str, Any] = {
                 "attn_out": attn_out,
                 "ffn_out": ffn_out,
-                "resid_mid": now.pop("resid_mid", None) if not made.parallel else self._before + attn_out,
+                "resid_mid": now.pop("resid_mid", None) if not made.parallel else self._before.to(attn_out.device) + attn_out,
                 "resid_post": tensor[0],
                 "gate": llm._gate(made, now),
                 "attn_norm": _frozen(made.attn_norm, now.pop("attn_normed", None), attn_out),

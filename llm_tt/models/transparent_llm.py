@@ -139,9 +139,10 @@ class Trace:
         return self.embedding.nbytes + sum(block.nbytes for block in self.blocks)
 
     def resid_pre(self, layer: int) -> Tensor:
-        """[T, d] what enters block `layer`."""
+        """[T, d] what enters block `layer`, on that block's device."""
         layer = self.layer(layer)
-        return self.embedding if layer == 0 else self.blocks[layer - 1].resid_post
+        before = self.embedding if layer == 0 else self.blocks[layer - 1].resid_post
+        return before.to(self.blocks[layer].resid_mid.device)
 
     def ffn_input(self, layer: int) -> Tensor:
         """[T, d] the residual stream that the FFN of block `layer` reads."""
