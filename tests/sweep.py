@@ -28,8 +28,8 @@ from llm_tt.errors import ModelError
 from llm_tt.models import identities
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
-LENGTHS = (1, 2, 20)
-"""The last is longer than the windows of `families`"""
+LENGTHS = (1, 2, 20, 60)
+"""Some longer than the windows of `families`"""
 SWEPT = FAMILIES | VARIANTS | UNSETTLED | HYBRIDS | NORMALISED_STREAMS
 
 
@@ -44,6 +44,8 @@ class Measured:
     """why it was refused"""
     identities: float = 0.0
     """worst relative error, float32"""
+    sums: float = 0.0
+    """the same of attention alone, at the worst token of all lengths"""
     logits: float = 0.0
     """largest absolute difference from the logits of plain Transformers, at all lengths"""
     attention: str = ""
@@ -77,6 +79,7 @@ def measure(name: str, folder: Path) -> Measured:
         model_type,
         works=True,
         identities=identities.check(llm).worst,
+        sums=max(_sums_off(trace, layer) for trace in traces for layer in range(trace.n_layers)),
         logits=max(_logits_off(trace, plain) for trace in traces),
         attention=llm.info.attention,
         neurons={frozenset({True}): "yes", frozenset({False}): "no"}.get(frozenset(shown), "in some layers"),
@@ -86,6 +89,13 @@ def measure(name: str, folder: Path) -> Measured:
         shares=max(float((total - 1).abs().max()) for total, _ in contributions),
         dtypes=frozenset(tensor.dtype for trace in traces for tensor in _held(trace)) | {dtype for _, dtype in contributions},
     )
+
+
+def _sums_off(trace: llm_tt.Trace, layer: int) -> float:
+    block, everywhere = trace.blocks[layer], range(trace.n_tokens)
+    weight, bias = trace.model.attention_output(layer)
+    off = block.attention_sum(block.pattern.rows(everywhere), everywhere, weight, bias) - block.attn_out
+    return float((off.norm(dim=-1) / block.attn_out.norm(dim=-1)).max())
 
 
 def _logits_off(trace: llm_tt.Trace, plain: Callable) -> float:
@@ -131,7 +141,7 @@ Transformers can build without remote code. {n_works} model types are decomposed
 
 - *Identities*: the worst relative error, over all layers, of what the parts of a block and its biases add up to, in float32. Above 1e-4 a model is
   refused.
-- *Logits*: the largest difference from the logits that plain Transformers computes, at every position of prompts of 1, 2 and 20 tokens.
+- *Logits*: the largest difference from the logits that plain Transformers computes, at every position of prompts of 1, 2, 20 and 60 tokens.
 - *Attention*: fused, so that memory grows with the length of the prompt, or eager, so that it grows with its square.
 - *Neurons*: whether single neurons of the FFN are shown; in a mixture of experts those of the experts that a token was sent to.
 

@@ -19,15 +19,16 @@ import llm_tt
 KINDS: dict[str, tuple[str, ...]] = {
     "parallel": ("gpt_neox", "gptj", "codegen", "falcon", "phi", "cohere", "stablelm_parallel"),
     "sequential though the family is parallel": ("gpt_neox_sequential", "falcon_sequential"),
-    "a norm after attention and FFN": ("gemma2", "gemma3_text", "olmo2", "glm4"),
+    "a norm after attention and FFN": ("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4", "glm4"),
     "multiplied": ("granite", "granitemoe"),
     "attention sinks": ("gpt_oss",),
     "latent attention": ("deepseek_v2", "deepseek_v3"),
-    "mixture of experts": ("mixtral", "qwen2_moe", "qwen3_moe", "glm4_moe"),
+    "mixture of experts": ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "glm4_moe"),
     "ALiBi": ("bloom", "mpt", "falcon_alibi"),
     "one projection to queries, keys and values": ("phi3", "gpt_bigcode"),
     "clipped values": ("mpt_clipped", "olmo_clipped"),
     "gated attention": ("afmoe",),
+    "a norm inside attention and FFN": ("bitnet",),
 }
 CHECKED = [name for names in KINDS.values() for name in names]
 LENGTHS = (1, 2, 7, 20)

@@ -37,6 +37,7 @@ def test_a_family_is_decomposed_exactly(name: str, measured: Callable[[str], Mea
 def assert_exact(made: Measured) -> None:
     assert made.works, made.reason
     assert 0 < made.identities <= 1e-5
+    assert made.sums <= 1e-5
     assert made.logits <= 1e-4
     assert made.future == 0
     smallest, largest = made.row_sums

@@ -14,7 +14,7 @@ from families import CORE, token_ids
 from llm_tt.errors import OutOfMemoryError
 from llm_tt.models import memory
 
-every_family = pytest.mark.parametrize("name", CORE)
+every_family = pytest.mark.parametrize("name", [*CORE, "bloom", "gptj", "falcon", "gemma2", "deepseek_v3", "afmoe"])
 
 
 @every_family
