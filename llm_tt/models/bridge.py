@@ -170,7 +170,14 @@ class BridgeLlm(TransparentLlm):
                     f"TransformerLens computes other logits for {who} than the model itself (relative error {error:.1e}). "
                     "Likely cause: an option in its config.json that TransformerLens ignores. Nothing would be shown correctly."
                 )
-            self.info = replace(self.info, attention="eager", logits_error=error)
+            self.info = replace(self.info, attention="eager", logits_error=error, keeps_pattern=False)
+            if self.info.torch_dtype == torch.float32:
+                self.info = replace(self.info, keeps_pattern=not self._recomputes_rows(probe))
+
+    def _recomputes_rows(self, probe: Sequence[int]) -> bool:
+        """Whether every layer's pattern can be had from its queries and keys."""
+        _, blocks = self._record(probe, silent, always_recompute=True)
+        return all(isinstance(block.pattern, RecomputedPattern) for block in blocks)
 
     # --- how a block is built
 
@@ -257,11 +264,13 @@ class BridgeLlm(TransparentLlm):
                 self.use_eager_attention()
                 return self._record(token_ids, progress)
 
-    def _record(self, token_ids: Sequence[int], progress: Progress) -> tuple[Tensor, tuple[BlockActivations, ...]]:
+    def _record(
+        self, token_ids: Sequence[int], progress: Progress, always_recompute: bool = False
+    ) -> tuple[Tensor, tuple[BlockActivations, ...]]:
         require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
         with torch.inference_mode(), capture.capturing() as captured:
-            recorder = _Recorder(self, progress, captured)
+            recorder = _Recorder(self, progress, captured, always_recompute)
             try:
                 with recorder.watching():
                     self._bridge.run_with_hooks(ids, fwd_hooks=recorder.hooks(), return_type=None, use_cache=False, logits_to_keep=1)
@@ -350,12 +359,13 @@ class BridgeLlm(TransparentLlm):
         self,
         layer: int,
         block: Mapping[str, Any],
+        always_recompute: bool,
         probabilities: Tensor,
         values: Tensor,
         queries: Tensor | None = None,
         keys: Tensor | None = None,
     ) -> BlockActivations:
-        """A block whose pattern was computed: kept, or rows recomputed where that is smaller and proves equal.
+        """A block whose pattern was computed: kept, or rows recomputed where that is smaller (or always) and proves equal.
 
         In half precision the model rounds its scores, so that only the pattern itself is what it used.
 
@@ -366,9 +376,10 @@ class BridgeLlm(TransparentLlm):
         if (limit := value_limit(self._config)) is not None:
             values.clamp_(-limit, limit)
         pattern: AttentionPattern = StoredPattern(probabilities)
-        if queries is not None and keys is not None and queries.ndim == keys.ndim == 3 and probabilities.dtype == torch.float32:
+        if queries is not None and keys is not None and probabilities.dtype == torch.float32 and not self.info.keeps_pattern:
             is_smaller = queries.numel() + keys.numel() < probabilities.numel()
-            if is_smaller and queries.shape[1] == len(probabilities) and queries.shape[2] == keys.shape[2]:
+            fitting = queries.ndim == keys.ndim == 3 and queries.shape[::2] == keys.shape[::2] and queries.shape[1] == len(probabilities)
+            if fitting and (is_smaller or always_recompute):
                 recomputed = RecomputedPattern(
                     queries.transpose(0, 1).contiguous(),
                     keys.transpose(0, 1).contiguous(),
@@ -389,7 +400,8 @@ class _NotAsFusedError(Exception):
 class _Recorder:
     """Collects the activations of one run, block by block."""
 
-    def __init__(self, llm: BridgeLlm, progress: Progress, captured: Mapping[int, Captured]) -> None:
+    def __init__(self, llm: BridgeLlm, progress: Progress, captured: Mapping[int, Captured], always_recompute: bool) -> None:
+        self._always_recompute = always_recompute
         self._llm = llm
         self._progress = progress
         self._captured = captured
@@ -468,7 +480,7 @@ class _Recorder:
             if layer in self._captured:
                 self.blocks.append(llm.captured_block(layer, self._captured[layer], block))
             else:
-                self.blocks.append(llm.eager_block(layer, block, **now))
+                self.blocks.append(llm.eager_block(layer, block, self._always_recompute, **now))
             self._before = tensor[0]
             self._progress(f"Tracing layer {layer + 1} of {llm.info.n_layers}", (layer + 1) / llm.info.n_layers)
 

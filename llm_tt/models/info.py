@@ -89,6 +89,8 @@ class ModelInfo:
     tokenizer: TokenizerInfo | None = None
     logits_error: float | None = None
     """relative error of the backend's logits against those of the untouched checkpoint, on the prompt of the check at load"""
+    keeps_pattern: bool = False
+    """attention is eager and its rows cannot be recomputed (ALiBi, for example), so that a trace keeps every layer's pattern"""
     attention_width: float | None = None
     """numbers that a trace keeps of one token's attention in a layer, on average: queries, keys, values, gates; None: as plain heads have them"""
     not_shown: tuple[str, ...] = ()

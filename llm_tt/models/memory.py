@@ -27,7 +27,7 @@ def trace_bytes(info: ModelInfo, n_tokens: int) -> int:
         attention = values + queries_and_keys if info.attention_width is None else int(info.attention_width * n_tokens)
         return info.n_layers * (streams + attention) * size + ffn
     # As the backend does: in half precision the pattern itself is kept.
-    attention = min(pattern, queries_and_keys) if size == 4 else pattern
+    attention = pattern if info.keeps_pattern or size < 4 else min(pattern, queries_and_keys)
     # Scores, their float32 softmax and its copy in the model's dtype exist side by side.
     running = pattern * (2 * size + 4) + ffn
     return info.n_layers * (streams + values + attention) * size + running
