@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, get_args
 
 from llm_tt.errors import PromptError
@@ -109,13 +109,13 @@ def no_template(name: str) -> PromptError:
 
 
 def check_template(tokenizer: Any, template: str) -> str | None:
-    """What is wrong with the syntax of a template, as the end of a sentence; None if nothing is."""
+    """What is wrong with the syntax of a template; None if nothing is."""
     import jinja2
 
     try:
         _rendered(tokenizer, [("user", "a")], template)
     except jinja2.TemplateSyntaxError as error:
-        return f"line {error.lineno}: {error.message}"
+        return _syntax(error)
     except Exception:
         # It may rightly refuse this conversation.
         return None
@@ -143,9 +143,11 @@ def _apply(tokenizer: Any, messages: Sequence[tuple[str, str]], template: str | 
         return _rendered(tokenizer, messages, template)
     except jinja2.TemplateSyntaxError as error:
         raise PromptError(
-            f"The chat template of this model is not valid Jinja: line {error.lineno}: {error.message}. "
+            f"The chat template of this model is not valid Jinja: {_syntax(error)} "
             'Set "chat_template" for it in the configuration to a file with a valid one.'
         ) from error
+    except jinja2.UndefinedError as error:
+        raise PromptError(f"The chat template fails on this conversation: {_sentence(error)} Change its messages.") from error
     except jinja2.TemplateError as error:
         roles = ", ".join(role for role, _ in messages)
         raise PromptError(f"The chat template refuses a conversation of {roles}: {_sentence(error)} Change its messages.") from error
@@ -161,6 +163,10 @@ def _apply(tokenizer: Any, messages: Sequence[tuple[str, str]], template: str | 
         raise PromptError(
             f"The chat template fails on this conversation: {type(error).__name__}: {_sentence(error)} Change its messages."
         ) from error
+
+
+def _syntax(error: Any) -> str:
+    return f"line {error.lineno}: {error.message.rstrip('.')}."
 
 
 def _sentence(error: Exception) -> str:
@@ -206,6 +212,8 @@ def _characters_of(content: str, text: str, variant: Variant, used: set[str], li
         if origins is not None:
             mine = _completed(content, text, variant, kept, origins) if any(kept) else origins
             return None if mine is None else sorted(mine)
+    if variant("") == text:
+        return []
     return _replaced(content, text, variant, used)
 
 
@@ -233,7 +241,7 @@ def _origins(content: str, text: str, variant: Variant, used: set[str], kept: Se
 
     None as a whole if the template makes something else of the marked content.
     """
-    private = [chr(code) for code in _PRIVATE if chr(code) not in used]
+    private = _private(used, len(content))
     spaces = [character for character in _STRANGE_SPACES if character not in used]
     kinds = sorted({character for character, keep in zip(content, kept, strict=True) if character.isspace() and not keep})
     if len(kinds) > len(spaces):
@@ -263,6 +271,11 @@ def _origins(content: str, text: str, variant: Variant, used: set[str], kept: Se
     return result
 
 
+def _private(used: set[str], count: int) -> list[str]:
+    """As many private characters, or all that there are."""
+    return list(islice((character for character in map(chr, _PRIVATE) if character not in used), count))
+
+
 def _completed(content: str, text: str, variant: Variant, kept: Sequence[bool], origins: Mapping[int, int | None]) -> set[int] | None:
     """The places of marked characters, with those between and beside them that hold kept characters of the content."""
     mine = set(origins)
@@ -289,8 +302,12 @@ def _completed(content: str, text: str, variant: Variant, kept: Sequence[bool], 
 
 
 def _is_same(written: str, original: str) -> bool:
-    """The very text, or the same as in a JSON string."""
-    return written in (original, json.dumps(original)[1:-1], json.dumps(original, ensure_ascii=False)[1:-1])
+    return written in (original, *_json_forms(original))
+
+
+def _json_forms(text: str) -> tuple[str, str]:
+    """A text within a JSON string, as templates write the results of tools."""
+    return json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
 
 
 def _end_of(end: str, beside: str, text: str, without: str | None, *, at_start: bool) -> int | None:
@@ -298,27 +315,29 @@ def _end_of(end: str, beside: str, text: str, without: str | None, *, at_start: 
     if without is None:
         return None
     length = len(text) - len(without)
-    if not 0 <= length <= len(end):
+    if not 0 <= length <= len(beside):
         return None
     if at_start:
         cut = len(beside) - length
-        is_own = beside[cut:] == end[len(end) - length :] and without == text[:cut] + text[len(beside) :]
+        is_rest = without == text[:cut] + text[len(beside) :]
+        own, stripped = beside[cut:], end[max(len(end) - length, 0) :]
     else:
         cut = len(text) - len(beside)
-        is_own = beside[:length] == end[:length] and without == text[:cut] + text[cut + length :]
-    return length if is_own else None
+        is_rest = without == text[:cut] + text[cut + length :]
+        own, stripped = beside[:length], end[:length]
+    return length if is_rest and own in (stripped, *_json_forms(end)) else None
 
 
 def _replaced(content: str, text: str, variant: Variant, used: set[str]) -> list[int] | None:
     """The place of a content that the template rewrites, as by `upper`: what lies between the texts before and after a marked content.
 
-    Believed only where it has the letters and digits of the content in their order.
+    Believed only where it has the letters and digits of the content in their order, or is the content as JSON.
     """
-    free = [chr(code) for code in _PRIVATE if chr(code) not in used]
+    free = _private(used, len(content))
     if len(content) > len(free):
         return None
-    marks = set(free[: len(content)])
-    rendered = variant("".join(free[: len(content)]))
+    marks = set(free)
+    rendered = variant("".join(free))
     if rendered is None:
         return None
     places = [place for place, character in enumerate(rendered) if character in marks]
@@ -328,7 +347,7 @@ def _replaced(content: str, text: str, variant: Variant, used: set[str]) -> list
     middle = text[len(before) : len(text) - len(after)]
     if not text.startswith(before) or not text.endswith(after) or len(before) + len(after) > len(text):
         return None
-    if _words(middle) != _words(content) or not _words(content):
+    if middle not in _json_forms(content) and (not _words(content) or _words(middle) != _words(content)):
         return None
     return list(range(len(before), len(before) + len(middle)))
 
