@@ -50,6 +50,10 @@ class Prompt:
     no_roles: str | None = None
     """a sentence: why a chat has no roles"""
 
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
     @classmethod
     def bare(cls, text: str | None, token_ids: Sequence[int], token_texts: Sequence[str]) -> Prompt:
         """Tokens of which neither place nor role is known."""
