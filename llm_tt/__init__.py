@@ -15,16 +15,19 @@ if TYPE_CHECKING:
     from llm_tt.flow.routes import extract_routes
     from llm_tt.models import load_model
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
+    from llm_tt.text import ChatMessage, Prompt
 
 __version__ = "0.1.0"
 
 # Imported on first use, so that `import llm_tt` costs nothing: torch alone takes seconds.
 _HOME = {
     "AppConfig": "llm_tt.config",
+    "ChatMessage": "llm_tt.text",
     "FlowGraph": "llm_tt.flow.graph",
     "LlmTtError": "llm_tt.errors",
     "ModelInfo": "llm_tt.models.transparent_llm",
     "ModelSpec": "llm_tt.config",
+    "Prompt": "llm_tt.text",
     "Trace": "llm_tt.models.transparent_llm",
     "TransparentLlm": "llm_tt.models.transparent_llm",
     "TuningReport": "llm_tt.analysis.tuning_report",
@@ -39,10 +42,12 @@ _HOME = {
 
 __all__ = [
     "AppConfig",
+    "ChatMessage",
     "FlowGraph",
     "LlmTtError",
     "ModelInfo",
     "ModelSpec",
+    "Prompt",
     "Trace",
     "TransparentLlm",
     "TuningReport",

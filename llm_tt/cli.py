@@ -15,6 +15,7 @@ from pathlib import Path
 from llm_tt.config import ModelSpec, load_config
 from llm_tt.errors import LlmTtError, RequestError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, FlowGraph
+from llm_tt.text import ChatMessage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     routes = commands.add_parser("routes", help="the information-flow routes to one prediction")
     routes.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
     routes.add_argument("prompt", metavar="PROMPT", help='the text; "-" reads it from standard input')
+    routes.add_argument("--chat", action="store_true", help="PROMPT is the user's turn, written by the model's chat template")
+    routes.add_argument("--system", metavar="TEXT", help="with --chat: a system prompt")
     routes.add_argument("--target", type=int, default=-1, help="position of the token whose prediction is explained (default -1, the last)")
     routes.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="keep edges above this (default %(default)s)")
     routes.add_argument("--no-renormalize", action="store_true", help="leave contributions as they were before edges were dropped")
@@ -88,8 +91,15 @@ def _model(options: argparse.Namespace) -> str | ModelSpec:
     return configured.get(options.model) or options.model
 
 
+def _conversation(prompt: str, system: str | None) -> list[ChatMessage]:
+    turn = ChatMessage("user", prompt)
+    return [turn] if system is None else [ChatMessage("system", system), turn]
+
+
 def _routes(options: argparse.Namespace) -> int:
     prompt = options.prompt
+    if options.system is not None and not options.chat:
+        raise RequestError("--system is a part of a conversation. Add --chat, or put the text into PROMPT.")
     if prompt == "-":
         try:
             prompt = sys.stdin.buffer.read().decode().rstrip("\n")
@@ -100,11 +110,11 @@ def _routes(options: argparse.Namespace) -> int:
     from llm_tt.models import load_model
 
     llm = load_model(_model(options), adapter=options.adapter, device=options.device, dtype=options.dtype)
-    trace = llm.trace(prompt)
+    trace = llm.trace(_conversation(prompt, options.system) if options.chat else prompt)
 
     graph = extract_routes(trace, options.target, options.threshold, not options.no_renormalize)
     if options.json:
-        print(files.to_json(graph, llm.info.name), end="")
+        print(files.to_json(graph, llm.info.name, trace.prompt), end="")
     elif options.graphml:
         print(files.to_graphml(graph, llm.info.name), end="")
     elif options.html:

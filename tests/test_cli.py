@@ -20,6 +20,7 @@ import networkx as nx
 import pytest
 import reference
 import torch
+from chat_templates import CHATML
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.utils import logging as transformers_logging
 
@@ -31,6 +32,7 @@ from llm_tt.export import files
 from llm_tt.flow.graph import FlowGraph
 from llm_tt.models import identities
 from llm_tt.models.bridge import BridgeLlm
+from llm_tt.text import Prompt
 
 PROMPT = "Mary the store."
 LOAD_UNCHECKED = llm_tt.models.load_unchecked
@@ -113,9 +115,9 @@ def the_failure(result: Result) -> str:
     return sentence.strip()
 
 
-def assert_same_graph(written: str, graph: FlowGraph, name: str) -> None:
+def assert_same_graph(written: str, graph: FlowGraph, name: str, prompt: Prompt) -> None:
     """JSON is that of a graph; contributions but for rounding, which differs from process to process."""
-    data, expected = json.loads(written), files.to_dict(graph, name)
+    data, expected = json.loads(written), files.to_dict(graph, name, prompt)
     edges, expected_edges = data.pop("edges"), expected.pop("edges")
     assert data == expected
     assert [(edge["from"], edge["to"], edge["key"]) for edge in edges] == [
@@ -171,7 +173,7 @@ def test_routes_of_one_token(run: Callable, folder: str) -> None:
 
 def test_json_is_the_librarys(run: Callable, folder: str, model: Callable) -> None:
     out = succeeded(run("routes", folder, PROMPT, "--json"))
-    assert_same_graph(out, llm_tt.extract_routes(model("gpt2").trace(PROMPT)), folder)
+    assert_same_graph(out, llm_tt.extract_routes(model("gpt2").trace(PROMPT)), folder, model("gpt2").prompt(PROMPT))
     assert json.loads(out)["model"] == folder
 
 
@@ -179,7 +181,7 @@ def test_json_is_the_librarys(run: Callable, folder: str, model: Callable) -> No
 def test_target_counts_as_in_python(target: int, position: int, run: Callable, folder: str, model: Callable) -> None:
     out = succeeded(run("routes", folder, PROMPT, "--target", target, "--json"))
     assert json.loads(out)["target"] == position
-    assert_same_graph(out, llm_tt.extract_routes(model("gpt2").trace(PROMPT), position), folder)
+    assert_same_graph(out, llm_tt.extract_routes(model("gpt2").trace(PROMPT), position), folder, model("gpt2").prompt(PROMPT))
     head = succeeded(run("routes", folder, PROMPT, "--target", target)).splitlines()[0]
     assert head.startswith(f"After {model('gpt2').trace(PROMPT).token_texts[position]!r} (token {position})")
 
@@ -194,7 +196,9 @@ def test_a_target_beyond_the_prompt_gets_a_sentence_with_what_there_is(target: i
 def test_threshold_is_the_librarys(threshold: str, run: Callable, folder: str, model: Callable) -> None:
     out = succeeded(run("routes", folder, PROMPT, "--threshold", threshold, "--json"))
     assert json.loads(out)["threshold"] == float(threshold)
-    assert_same_graph(out, llm_tt.extract_routes(model("gpt2").trace(PROMPT), threshold=float(threshold)), folder)
+    assert_same_graph(
+        out, llm_tt.extract_routes(model("gpt2").trace(PROMPT), threshold=float(threshold)), folder, model("gpt2").prompt(PROMPT)
+    )
 
 
 @pytest.mark.parametrize("threshold", ["1.0", "2.5", "-0.1", "nan", "inf"])
@@ -259,6 +263,44 @@ def test_standard_input_that_is_not_utf_8_gets_a_sentence(run: Callable, folder:
 def test_empty_standard_input_is_an_empty_prompt(run: Callable, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stdin(monkeypatch, b"\n")
     assert "The prompt is empty" in the_sentence(run("routes", folder, "-"))
+
+
+# --- conversations
+
+
+def test_chat_makes_the_prompt_a_turn_of_the_user(run: Callable) -> None:
+    written = json.loads(succeeded(run("routes", "demo", "Is this risky?", "--chat", "--json")))
+    assert written["text"] == "<bos><user> Is this risky?<assistant>"
+    texts = [token["text"] for token in written["tokens"]]
+    assert texts[:2] == ["<bos>", "<user>"]
+    assert texts[-1] == "<assistant>"
+    assert "".join(token["text"] for token in written["tokens"] if token["role"] == "user") == " Is this risky?"
+    assert [token["role"] for token in written["tokens"] if token["role"] != "user"] == ["special"] * 3
+    assert "".join(written["text"][slice(*token["offset"])] for token in written["tokens"]) == written["text"]
+
+
+def test_a_system_prompt_is_the_first_message(
+    run: Callable, load_once: Callable, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "chat.jinja").write_text(CHATML.jinja)
+    model = {"path": str(checkpoint("gpt2")), "chat_template": str(tmp_path / "chat.jinja")}
+    (tmp_path / "config.json").write_text(json.dumps({"models": {"mine": model}}))
+    written = json.loads(
+        succeeded(run("routes", "mine", "the", "--chat", "--system", "Mary", "--config", tmp_path / "config.json", "--json"))
+    )
+    assert written["text"] == "<|im_start|>system\nMary<|im_end|>\n<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n"
+    roles = {role: "".join(t["text"] for t in written["tokens"] if t["role"] == role) for role in ("system", "user")}
+    assert roles == {"system": "Mary", "user": "the"}
+
+
+def test_what_a_conversation_lacks_is_a_sentence(run: Callable, folder: str) -> None:
+    assert "has no chat template" in the_sentence(run("routes", folder, "the", "--chat"))
+    assert the_sentence(run("routes", folder, "the", "--system", "Mary")) == (
+        "--system is a part of a conversation. Add --chat, or put the text into PROMPT."
+    )
+    assert "The demo model knows the roles user and assistant, not system." in the_sentence(
+        run("routes", "demo", "the", "--chat", "--system", "Mary")
+    )
 
 
 # --- adapters
@@ -572,7 +614,7 @@ def test_output_for_a_terminal_that_lacks_a_letter_is_still_given(
 def test_the_installed_command_prints_routes_and_nothing_else(folder: str, model: Callable) -> None:
     result = _command("routes", folder, "-", "--json", given=PROMPT)
     assert (result.returncode, result.stderr) == (0, "")
-    assert_same_graph(result.stdout, llm_tt.extract_routes(model("gpt2").trace(PROMPT)), folder)
+    assert_same_graph(result.stdout, llm_tt.extract_routes(model("gpt2").trace(PROMPT)), folder, model("gpt2").prompt(PROMPT))
 
 
 def test_the_installed_command_refuses_a_wrong_configuration_before_it_imports_anything(tmp_path: Path) -> None:

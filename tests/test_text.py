@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from families import byte_level_tokenizer, metaspace_tokenizer
 
-from llm_tt.text import TokenTexts, show_bytes
+from llm_tt.text import TokenTexts, align, show_bytes
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +133,60 @@ def test_a_tokenizer_of_bytes_without_a_backend_is_shown_too() -> None:
             return [{0: b" the", 1: b"\xe2\x80", 2: "<|endoftext|>"}.get(token_id) for token_id in ids]
 
     assert TokenTexts(Tiktoken())([0, 1, 2, 3]) == [" the", "<0xE2><0x80>", "<|endoftext|>", "<id 3>"]
+
+
+# --- offsets
+
+
+def spans(tokenizer: Any, text: str) -> list[tuple[int, int]] | None:
+    return align(text, TokenTexts(tokenizer).data(tokenizer(text, add_special_tokens=False).input_ids))
+
+
+@pytest.mark.parametrize(
+    "text", ["", " Mary went to the store", "é…😀 x", "<s>the</s> \n", "שלום the\r\n\t", "e\u0301 👩‍👩‍👧‍👦", "\u0120Mary \x00"]
+)
+def test_offsets_of_bytes_are_those_of_the_tokenizer(text: str, byte_level: Any) -> None:
+    """tokenizers counts characters by itself, and right for a byte-level tokenizer."""
+    expected = byte_level(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    assert spans(byte_level, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Mary the", [(0, 4), (4, 8)]),
+        (" Mary", [(0, 1), (1, 1 + 4)]),
+        ("xMary", [(0, 0), (0, 1), (1, 5)]),
+        ("é\nx", [(0, 0), (0, 1), (0, 1), (1, 2), (2, 3)]),
+        ("a😀b", [(0, 0), (0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3)]),
+        ("<s>the</s>", [(0, 3), (3, 6), (6, 10)]),
+    ],
+)
+def test_offsets_of_sentencepiece_leave_out_the_spaces_that_it_adds(text: str, expected: list, metaspace: Any) -> None:
+    found = spans(metaspace, text)
+    assert found is not None
+    if text == " Mary":
+        # Its own space and the added one cannot be told apart; either may be the empty one.
+        assert found in ([(0, 1), (1, 5)], [(0, 0), (0, 5)])
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces", "expected"),
+    [
+        ("ab", [b"a", b"b"], [(0, 1), (1, 2)]),
+        ("ab", [b"a"], None),
+        ("ab", [b"a", b"c"], None),
+        ("ab", [b"a", None], None),
+        ("ab", [b"a", b"b", b"c"], None),
+        ("a  b ", [b"a", b"b"], [(0, 1), (3, 4)]),
+        ("a\nb", [b"a", b" b"], [(0, 1), (2, 3)]),
+        ("é", [b"\xc3", b"\xa9"], [(0, 1), (0, 1)]),
+        ("éa", [b"\xc3", b"\xa9a"], [(0, 1), (0, 2)]),
+        ("é", [b"e"], None),
+        ("", [], []),
+    ],
+)
+def test_tokens_whose_bytes_are_not_the_texts_have_no_offsets(text: str, pieces: list, expected: list | None) -> None:
+    assert align(text, pieces) == expected

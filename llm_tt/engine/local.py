@@ -35,6 +35,7 @@ from llm_tt.engine.messages import (
 from llm_tt.errors import ModelError, PromptError, RequestError
 from llm_tt.flow.graph import Node, entering
 from llm_tt.progress import Progress, silent
+from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
     from llm_tt.analysis.tuning_report import TuningReport
@@ -226,13 +227,17 @@ class LocalEngine:
 
         return self._tunings.get(key, measure)
 
-    def _require_allowed(self, prompt: str) -> None:
-        """What the configuration says about prompts holds for every way in, not only for the page's text box."""
-        limit, demo_mode = self._config.max_user_string_length, self._config.demo_mode
-        if (demo_mode or (limit is not None and len(prompt) > limit)) and prompt not in self._config.prompts():
+    def _require_allowed(self, prompt: str | tuple[ChatMessage, ...]) -> None:
+        """What the configuration says about prompts holds for every way in, not only for the page's text box.
+
+        Of a conversation the contents count, all of them together; a prepared prompt may be one of them.
+        """
+        contents = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+        limit, demo_mode, length = self._config.max_user_string_length, self._config.demo_mode, sum(map(len, contents))
+        if (demo_mode or (limit is not None and length > limit)) and not set(contents) <= set(self._config.prompts()):
             if demo_mode:
                 raise PromptError("This server shows prepared prompts only. Choose one of its examples.")
-            raise PromptError(f"The prompt has {len(prompt)} characters, but this server allows {limit}. Shorten it.")
+            raise PromptError(f"The prompt has {length} characters, but this server allows {limit}. Shorten it.")
 
     def _traced(self, key: TraceKey, progress: Progress) -> _Traced:
         self._require_allowed(key.prompt)
@@ -257,6 +262,7 @@ class LocalEngine:
         graph = extract_routes(traced.trace, question.target, question.threshold, question.renormalize, _part(progress, _TRACING, 1.0))
         return Explanation(
             trace=question.trace,
+            prompt=traced.trace.prompt,
             facts=traced.facts,
             graph=graph,
             predictions=predictions(traced.trace, question.target, question.n_predictions),

@@ -12,6 +12,7 @@ from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import ModelInfo
+from llm_tt.text import ChatMessage, Prompt
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class TraceKey:
     """One prompt on one model."""
 
     model: ModelKey
-    prompt: str
+    prompt: str | tuple[ChatMessage, ...]
+    """plain text, or a conversation for the model's chat template"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Explanation:
     """The answer to `ExplainPrediction`."""
 
     trace: TraceKey
+    prompt: Prompt
+    """what the model received"""
     facts: ModelFacts
     graph: FlowGraph
     predictions: TokenTable

@@ -14,7 +14,7 @@ from typing import Any
 import networkx as nx
 
 from llm_tt.flow.graph import Edge, EdgeKind, FlowGraph, Node
-from llm_tt.text import visible
+from llm_tt.text import Prompt, visible
 
 JSON_FORMAT = "llm-tt-graph"
 JSON_VERSION = 1
@@ -25,21 +25,26 @@ _NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _EXTERNAL = re.compile(r'<(?:link|script)\b[^>]*(?:href|src)="https?://[^"]*"[^>]*?(?:/>|>(?:\s*</script>)?)', re.IGNORECASE)
 
 
-def to_json(graph: FlowGraph, model: str) -> str:
-    """The graph with everything needed to draw it again."""
-    return json.dumps(to_dict(graph, model), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+def to_json(graph: FlowGraph, model: str, prompt: Prompt | None = None) -> str:
+    """The graph with everything needed to draw it again; with the prompt of its trace, also the text it came from, offsets and roles."""
+    return json.dumps(to_dict(graph, model, prompt), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 
 
-def to_dict(graph: FlowGraph, model: str) -> dict[str, Any]:
+def to_dict(graph: FlowGraph, model: str, prompt: Prompt | None = None) -> dict[str, Any]:
     """The content of `to_json` as plain Python values."""
+    tokens: list[dict[str, Any]] = [
+        {"position": position, "id": token_id, "text": text}
+        for position, (token_id, text) in enumerate(zip(graph.token_ids, graph.token_texts, strict=True))
+    ]
+    if prompt is not None:
+        for token, offset, role in zip(tokens, prompt.offsets, prompt.roles, strict=True):
+            token |= {"offset": None if offset is None else list(offset), "role": role}
     return {
         "format": JSON_FORMAT,
         "version": JSON_VERSION,
         "model": model,
-        "tokens": [
-            {"position": position, "id": token_id, "text": text}
-            for position, (token_id, text) in enumerate(zip(graph.token_ids, graph.token_texts, strict=True))
-        ],
+        **({} if prompt is None else {"text": prompt.text}),
+        "tokens": tokens,
         "n_layers": graph.n_layers,
         "target": graph.target,
         "threshold": graph.threshold,

@@ -15,7 +15,7 @@ import pytest
 
 from llm_tt.export import files
 from llm_tt.flow.graph import EdgeKind, FlowGraph
-from llm_tt.text import visible
+from llm_tt.text import Prompt, visible
 
 Row = tuple[EdgeKind, int, int, int, float, dict[int, float]]
 
@@ -155,6 +155,15 @@ def test_json_has_all_that_is_needed_to_draw_the_graph_again() -> None:
         "renormalized": True,
     }
     assert files.to_dict(flow_graph(), "a model") == json.loads(files.to_json(flow_graph(), "a model"))
+
+
+def test_json_has_what_the_prompt_of_a_trace_tells() -> None:
+    graph = flow_graph()
+    prompt = Prompt("The cat sat", graph.token_ids, graph.token_texts, (None, (3, 7), (7, 11)), ("special", "user", None))
+    data = json.loads(files.to_json(graph, "m", prompt))
+    assert data.pop("text") == "The cat sat"
+    assert [(token.pop("offset"), token.pop("role")) for token in data["tokens"]] == [(None, "special"), ([3, 7], "user"), ([7, 11], None)]
+    assert data == json.loads(files.to_json(graph, "m")), "nothing else changes"
 
 
 @strange

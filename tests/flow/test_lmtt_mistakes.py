@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import plain_runs
+import pytest
 import torch
 from families import token_ids
 

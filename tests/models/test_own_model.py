@@ -174,3 +174,15 @@ def test_an_incomplete_implementation_cannot_be_made() -> None:
 
     with pytest.raises(TypeError, match="abstract"):
         Half()  # type: ignore[abstract]
+
+
+def test_a_model_that_only_encodes_has_prompts_without_places(own: OwnLlm) -> None:
+    prompt = own.trace("abc").prompt
+    assert (prompt.text, prompt.token_ids) == ("abc", tuple(own.encode("abc")))
+    assert prompt.offsets == prompt.roles == (None, None, None)
+    assert own.prompt([3, 1]).token_texts == ("t3", "t1")
+
+
+def test_a_model_that_only_encodes_refuses_a_conversation(own: OwnLlm) -> None:
+    with pytest.raises(PromptError, match="own has no chat template"):
+        own.trace([{"role": "user", "content": "abc"}])
