@@ -84,6 +84,8 @@ class ModelInfo:
     """relative error of the backend's logits against those of the untouched checkpoint, on the prompt of the check at load"""
     not_shown: tuple[str, ...] = ()
     """sentences on what this model has and the method cannot show, for example neurons that no expert recipe covers"""
+    notes: tuple[str, ...] = ()
+    """sentences on what was done to the checkpoint to load it, for example that several dtypes became one"""
 
     @property
     def torch_dtype(self) -> torch.dtype:
