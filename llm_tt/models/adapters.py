@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,30 +130,25 @@ def merge(model: Any, adapter: Adapter, who: str) -> Any:
         model = copy.deepcopy(model)
     stored = _stored_rows(adapter)
     tied = model.config.get_text_config().tie_word_embeddings
-    with warnings.catch_warnings():
-        # What PEFT warns about is refused below, or (weights that are tied no longer) handled.
-        warnings.simplefilter("ignore")
-        try:
-            _resize_embeddings(model, stored)
-            made = _with_adapter(model, adapter)
-            for module in _tuned_modules(made):
-                base = module.get_base_layer()
-                changed = (
-                    [module.parameter_name] if hasattr(module, "parameter_name") else [n for n, _ in base.named_parameters(recurse=False)]
-                )
-                for name in changed:
-                    own(base, name)
-            merged = made.merge_and_unload()
-        except ModelError:
-            raise
-        except Exception as error:
-            if isinstance(error, NotImplementedError) or "merge" in str(error).lower():
-                raise ModelError(
-                    f'Adapter "{adapter.name}" of the kind {adapter.config.get("peft_type")} cannot be merged into the weights: '
-                    f"{_sentence(error)} Only adapters that can be merged can be shown."
-                ) from error
-            # Damaged files surface as the private exceptions of safetensors.
-            raise ModelError(_misfit(adapter, who, _sentence(error))) from error
+    try:
+        _resize_embeddings(model, stored, adapter)
+        made = _with_adapter(model, adapter)
+        for module in _tuned_modules(made):
+            base = module.get_base_layer()
+            changed = [module.parameter_name] if hasattr(module, "parameter_name") else [n for n, _ in base.named_parameters(recurse=False)]
+            for name in changed:
+                own(base, name)
+        merged = made.merge_and_unload()
+    except ModelError:
+        raise
+    except Exception as error:
+        if isinstance(error, NotImplementedError) or "merge" in str(error).lower():
+            raise ModelError(
+                f'Adapter "{adapter.name}" of the kind {adapter.config.get("peft_type")} cannot be merged into the weights: '
+                f"{_sentence(error)} Only adapters that can be merged can be shown."
+            ) from error
+        # Damaged files surface as the private exceptions of safetensors.
+        raise ModelError(_misfit(adapter, who, _sentence(error))) from error
     _tie_again(merged, tied)
     return merged.eval().requires_grad_(False)
 
@@ -167,10 +161,12 @@ def _with_adapter(model: Any, adapter: Adapter) -> Any:
     config = PeftConfig.from_pretrained(str(adapter.folder))
     config.inference_mode = True
     made = PeftModel(model, config)
-    _own_saved(made, load_peft_weights(str(adapter.folder), device="cpu"))
+    saved = load_peft_weights(str(adapter.folder), device="cpu")
+    _own_saved(made, saved)
     key_mapping = getattr(model, "_checkpoint_conversion_mapping", {})
     result = made.load_adapter(str(adapter.folder), "default", key_mapping=key_mapping)
-    saved_for_nothing = [key for key in result.unexpected_keys if not key.endswith("rotary_emb.inv_freq")]
+    # PEFT may save an extended embedding that it trains as a whole under three names.
+    saved_for_nothing = [key for key in result.unexpected_keys if re.sub(r"\.(modules_to_save|original_module)\.", ".", key) not in saved]
     if result.missing_keys:
         raise ModelError(_misfit(adapter, None, f'it has no weights for "{_module(result.missing_keys[0])}".'))
     if saved_for_nothing:
@@ -212,8 +208,12 @@ def _stored_rows(adapter: Adapter) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix(_PREFIX): tensor.shape for name, tensor in header(file)} if file.is_file() else {}
 
 
-def _resize_embeddings(model: Any, stored: dict[str, tuple[int, ...]]) -> None:
-    """Give the base as many embedding rows as the adapter brings."""
+def _resize_embeddings(model: Any, stored: dict[str, tuple[int, ...]], adapter: Adapter) -> None:
+    """Give the base as many embedding rows as the adapter brings.
+
+    Raises:
+        ModelError: it brings new rows for the input only, so that those of the output would be random.
+    """
     embeddings = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is embeddings)
     shape = stored.get(f"{name}.weight") or stored.get(f"{name}.base_layer.weight")
@@ -221,6 +221,13 @@ def _resize_embeddings(model: Any, stored: dict[str, tuple[int, ...]]) -> None:
         return
     output = model.get_output_embeddings()
     was_tied = output is not None and output.weight is embeddings.weight
+    if output is not None and not was_tied and shape[0] > output.weight.shape[0]:
+        name = next(name for name, module in model.named_modules() if module is output)
+        if (stored.get(f"{name}.weight") or stored.get(f"{name}.base_layer.weight") or (0,))[0] != shape[0]:
+            raise ModelError(
+                f'Adapter "{adapter.name}" extends the vocabulary to {shape[0]} tokens, but does not hold the new rows of "{name}", '
+                "which would be random numbers. Save it again with that module in modules_to_save, or save the merged model."
+            )
     # transformers writes the longer tensors into the old parameters.
     own(embeddings, "weight")
     if output is not None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,19 +250,15 @@ def _load(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, devi
         options["quantization_config"] = quantized.dequantizing_config(method)
     elif method == "bitsandbytes":
         quantized.require_bitsandbytes(f'"{where}", whose weights are quantised,')
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model, report = hub.translated(
-                where, source.revision, lambda: transformers.AutoModelForCausalLM.from_pretrained(where, **options)
-            )
-            _require_whole(where, report)
-            if spec.quantization is None and method is None:
-                model = model.to(dtype) if device == BALANCED else model.to(device=device, dtype=dtype)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(
-                f"{spec.name} does not fit on {device}. Unload other models, or set its dtype to bfloat16 in the configuration."
-            ) from error
+    try:
+        model, report = hub.translated(where, source.revision, lambda: transformers.AutoModelForCausalLM.from_pretrained(where, **options))
+        _require_whole(where, report)
+        if spec.quantization is None and method is None:
+            model = model.to(dtype) if device == BALANCED else model.to(device=device, dtype=dtype)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"{spec.name} does not fit on {device}. Unload other models, or set its dtype to bfloat16 in the configuration."
+        ) from error
     offloaded = {str(target) for target in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"}
     if offloaded and device == BALANCED:
         raise OutOfMemoryError(

@@ -1,4 +1,4 @@
-"""Adapters of every kind that is part of the weights are merged exactly: the logits are those of PEFT's own unmerged model. The others are refused."""
+"""Adapters of every kind that is part of the weights are merged exactly, with the logits of PEFT's own unmerged model; others are refused."""
 
 from __future__ import annotations
 
@@ -121,8 +121,17 @@ def test_an_adapter_is_merged_exactly_and_leaves_its_base_as_it_was(kind: str, c
     assert difference(base.trace(IDS).logits(-1), plain) <= 1e-4, "the base, which shares tensors, is unchanged"
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_plain"])
-@pytest.mark.parametrize("config", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": ["embed_tokens", "q_proj"]}])
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("llama", {}),
+        ("llama", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+        ("llama", {"target_modules": ["embed_tokens", "lm_head", "q_proj"]}),
+        ("llama_plain", {}),
+        ("llama_plain", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+        ("llama_plain", {"target_modules": ["embed_tokens", "q_proj"]}),
+    ],
+)
 @pytest.mark.parametrize("n_rows", [416, 390])
 def test_an_adapter_with_other_embedding_rows_resizes_its_base(
     n_rows: int, config: dict, family: str, checkpoint: Callable, tmp_path: Path
@@ -142,6 +151,16 @@ def test_an_adapter_with_other_embedding_rows_resizes_its_base(
     assert llm.info.d_vocab == n_rows
     assert difference(llm.trace(ids).logits(-1), logits(tuned, ids)) <= 1e-4
     assert difference(shown(str(checkpoint(family))), plain) <= 1e-4
+
+
+def test_an_adapter_that_lost_the_new_rows_of_the_head_is_refused(checkpoint: Callable, tmp_path: Path) -> None:
+    """PEFT saves those of the embeddings that it tunes, not those of an untied head beside them."""
+    base = load_plain(checkpoint("llama"))
+    base.resize_token_embeddings(416, mean_resizing=False)
+    peft.get_peft_model(base, LoraConfig(r=4, target_modules=["embed_tokens"])).save_pretrained(tmp_path)
+    text = refusal(str(tmp_path))
+    assert f'"{tmp_path}" extends the vocabulary to 416 tokens, but does not hold the new rows of "lm_head"' in text
+    assert "modules_to_save" in text
 
 
 def test_a_tokenizer_extended_with_the_adapter_reaches_the_new_rows(checkpoint: Callable, tmp_path: Path) -> None:
