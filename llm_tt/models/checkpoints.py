@@ -143,6 +143,9 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
         hub.translated(where, source.revision, lambda: transformers.AutoTokenizer.from_pretrained(from_, **tokenizer_options)) for _ in "ab"
     )
 
+    # Else TransformerLens would load it once more, by its name alone: without revision or remote code, and from the hub.
+    bridge_tokenizer.init_kwargs["add_bos_token"] = True
+
     folder = source.folder
     stored = weights.stored_dtype(folder) if folder else None
     dtype = resolve_dtype(spec.dtype, device, getattr(config, "dtype", None) or stored)
