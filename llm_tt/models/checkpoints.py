@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ _OTHER_TASKS = {
     "ForMultipleChoice": "chooses between texts",
     "ForMaskedLM": "fills in masked tokens and reads in both directions",
 }
+_BLOCK = re.compile(r"\.\d+\.")
+_NOTES = "_llm_tt_notes"
+"""Attribute of a loaded model; its copies have it as well"""
 _QUANTIZED_SHARE = {"8bit": 0.55, "4bit": 0.3}
 """Of the memory in half precision, embeddings (which stay as they are) included"""
 
@@ -160,7 +164,7 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
     if adapter is not None:
         progress(f"Merging the adapter {adapter.name}", 0.7)
         model = adapters.merge(model, adapter, spec.name)
-    return Checkpoint(model, tokenizer, bridge_tokenizer, adapter.name if adapter else None, _notes(folder, dtype))
+    return Checkpoint(model, tokenizer, bridge_tokenizer, adapter.name if adapter else None, getattr(model, _NOTES))
 
 
 def locate(spec: ModelSpec) -> Source:
@@ -253,12 +257,14 @@ def _load(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, devi
         options["quantization_config"] = quantized.dequantizing_config(method)
     elif method == "bitsandbytes":
         quantized.require_bitsandbytes(f'"{where}", whose weights are quantised,')
+    from_pretrained: Any = transformers.AutoModelForCausalLM.from_pretrained
     try:
-        model, report = hub.translated(where, source.revision, lambda: transformers.AutoModelForCausalLM.from_pretrained(where, **options))
+        model, report = hub.translated(where, source.revision, lambda: from_pretrained(where, **options))
         _require_whole(where, report)
-        if spec.quantization is None and method is None:
-            model = model.to(dtype) if device == BALANCED else model.to(device=device, dtype=dtype)
-    except torch.OutOfMemoryError as error:
+        ignored = _ignored(model, where, report)
+        if spec.quantization is None and method is None and device != BALANCED:
+            model = model.to(device)
+    except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(
             f"{spec.name} does not fit on {device}. Unload other models, or set its dtype to bfloat16 in the configuration."
         ) from error
@@ -270,6 +276,7 @@ def _load(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, devi
     if not getattr(model.config, "architectures", None):
         # TransformerLens chooses by this name; fine-tuning scripts lose it.
         model.config.architectures = [type(model).__name__]
+    setattr(model, _NOTES, _notes(source.folder, dtype, ignored))
     return model
 
 
@@ -286,10 +293,29 @@ def _require_whole(where: str, report: Mapping[str, Any]) -> None:
         )
 
 
-def _notes(folder: Path | None, dtype: torch.dtype) -> tuple[str, ...]:
-    if folder is None or len(dtypes := weights.mixed_dtypes(folder)) < 2:
-        return ()
-    return (f"The checkpoint stores {' and '.join(dtypes)}; all of it was loaded as {str(dtype).removeprefix('torch.')}.",)
+def _ignored(model: Any, where: str, report: Mapping[str, Any]) -> list[str]:
+    """Tensors of the checkpoint that the model has no use for.
+
+    Raises:
+        ModelError: they are blocks that its config.json does not count.
+    """
+    unexpected = sorted(report.get("unexpected_keys", ()))
+    names = set(model.state_dict())
+    if beyond := [name for name in unexpected if _BLOCK.sub(".0.", name, count=1) in names]:
+        raise ModelError(
+            f'"{where}" has weights of more blocks than its config.json says, which would be left out: {_some(beyond)}. '
+            "Correct num_hidden_layers in its config.json."
+        )
+    return unexpected
+
+
+def _notes(folder: Path | None, dtype: torch.dtype, ignored: list[str]) -> tuple[str, ...]:
+    notes = []
+    if folder is not None and (dtypes := weights.mixed_dtypes(folder)):
+        notes.append(f"The checkpoint stores {' and '.join(dtypes)}; all of it was loaded as {str(dtype).removeprefix('torch.')}.")
+    if ignored:
+        notes.append(f"Not part of the language model and left out: {_some(ignored)}.")
+    return tuple(notes)
 
 
 def _require_fit(spec: ModelSpec, folder: Path | None, dtype: torch.dtype, device: str) -> None:

@@ -76,9 +76,11 @@ def translated(where: str, revision: str | None, load: Callable[[], _Value]) -> 
     Raises:
         ModelError: the sentence.
     """
+    import torch
+
     try:
         return load()
-    except LlmTtError:
+    except (LlmTtError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         reason = _reason(where, revision, error)

@@ -34,7 +34,7 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
 
 def dequantizing_config(method: str) -> Any:
     """What `from_pretrained` needs to turn a checkpoint's "mxfp4" or "fp8" weights into plain matrices."""
-    from transformers import FineGrainedFP8Config, Mxfp4Config
+    from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
     return Mxfp4Config(dequantize=True) if method == "mxfp4" else FineGrainedFP8Config(dequantize=True)
 
@@ -50,8 +50,7 @@ def dense_weight(module: Any) -> Tensor:
     if kind == "Int8Params":
         # The rows' scales move from the parameter to the module's state with the first forward pass.
         state = getattr(module, "state", None)
-        source = state if getattr(state, "CB", None) is not None else weight
-        values = source.CB if source.CB is not None else weight.data
-        return (values.float() * source.SCB.float()[:, None] / _INT8_RANGE).detach().T
+        source: Any = state if getattr(state, "CB", None) is not None else weight
+        return (source.CB.float() * source.SCB.float()[:, None] / _INT8_RANGE).detach().T
     weight = weight.detach().float()
     return weight if type(module).__name__ == "Conv1D" else weight.T

@@ -153,7 +153,9 @@ def test_an_adapter_may_be_a_hub_name(adapter: torch.Tensor, checkpoint: Callabl
 
 
 @pytest.mark.parametrize("revision", [None, "v9"])
-def test_an_adapters_hub_name_may_be_given_as_the_model_and_its_base_keeps_its_revision(revision: str | None, adapter: torch.Tensor) -> None:
+def test_an_adapters_hub_name_may_be_given_as_the_model_and_its_base_keeps_its_revision(
+    revision: str | None, adapter: torch.Tensor
+) -> None:
     """The base is in the cache only as revision "v1", which adapter_config.json names."""
     assert difference(llm_tt.load_model(llm_tt.ModelSpec(name="org/lora", revision=revision)), adapter) <= 1e-4
 
