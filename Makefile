@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 INPUTS := pyproject.toml constraints.txt hatch_build.py llm_tt/pyproject.toml
 
-.PHONY: help run test test-fast test-python test-frontend lint format frontend bench demo-model clean
+.PHONY: help run test test-fast test-python test-frontend lint format frontend bench families demo-model clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ frontend: $(VENV)/.app ## build the graph component, if its sources changed
 bench: $(VENV)/.dev ## measure; each benchmark prints ratios from one run
 	$(BIN)/python -m benchmarks.extraction --shape gpt2-small llama-88m --tokens 512 1024 2048
 	$(BIN)/python -m benchmarks.materialising
+
+families: $(VENV)/.dev ## try every family that can be made tiny; writes docs/families.md (minutes)
+	$(BIN)/python tests/sweep.py
 
 demo-model: $(VENV)/.dev ## train the demo model again (about a quarter of an hour on 2 cores)
 	$(BIN)/python -m llm_tt.demo.train

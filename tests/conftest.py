@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a name of `families.FAMILIES` or `families.ATTENTION_VARIANTS`."""
+    """The folder of a name of `families.CHECKPOINTS`."""
     return cache(lambda name: families.save_family(name, tmp_path_factory.mktemp(name)))
 
 

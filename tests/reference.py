@@ -1,146 +1,18 @@
-"""The method by brute force, in float64 and with everything materialised, from plain Hugging Face modules with forward hooks.
+"""The method by brute force, in float64 and with everything materialised, from plain Hugging Face modules (`plain_runs`).
 
 Written from the definitions alone; shares no code with llm_tt and never touches TransformerLens. Slow, and obviously right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
+from plain_runs import LayerActivations, Run, load_plain, run_plain
+from torch import Tensor
 
-# --- activations of a plain Hugging Face model
-
-
-@dataclass(frozen=True)
-class Names:
-    """Where a family keeps its blocks, and in a block the modules that read and write what the method speaks of."""
-
-    layers: str
-    second_norm: str
-    attention: str
-    value: str
-    """A projection to values alone, or GPT-2's joint projection to queries, keys and values"""
-    attention_out: str
-    ffn_out: str
-
-
-_ROTARY = Names("model.layers", "post_attention_layernorm", "self_attn", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
-NAMES: dict[str, Names] = {
-    "gpt2": Names("transformer.h", "ln_2", "attn", "attn.c_attn", "attn.c_proj", "mlp.c_proj"),
-    "gpt_neo": Names("transformer.h", "ln_2", "attn.attention", "attn.attention.v_proj", "attn.attention.out_proj", "mlp.c_proj"),
-    "opt": Names("model.decoder.layers", "final_layer_norm", "self_attn", "self_attn.v_proj", "self_attn.out_proj", "fc2"),
-    "llama": _ROTARY,
-    "mistral": _ROTARY,
-    "qwen2": _ROTARY,
-    "qwen3": _ROTARY,
-    "gemma": _ROTARY,
-}
-
-
-@dataclass(frozen=True, eq=False)
-class LayerActivations:
-    """One block of one run, float64."""
-
-    pre: Tensor
-    mid: Tensor
-    post: Tensor
-    alpha: Tensor
-    """[H, T, T]"""
-    values: Tensor
-    """[H, T, E], repeated for grouped-query attention"""
-    w_o: Tensor
-    """[H, E, d]"""
-    b_o: Tensor
-    """[d]"""
-    attn_out: Tensor
-    neurons: Tensor
-    """[T, N]"""
-    w_out: Tensor
-    """[N, d]"""
-    b_out: Tensor
-    """[d]"""
-    ffn_out: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    layers: tuple[LayerActivations, ...]
-    logits: Tensor
-    """[T, V]"""
-
-
-def load_plain(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
-
-
-def run_plain(model: Any, token_ids: Sequence[int]) -> Run:
-    """One forward pass of a Hugging Face model, observed by hooks on its own modules."""
-    names = NAMES[model.config.model_type]
-    blocks = list(model.get_submodule(names.layers))
-    seen: list[dict[str, Tensor]] = [{} for _ in blocks]
-    handles = []
-    for block, store in zip(blocks, seen, strict=True):
-
-        def inputs(key: str, module: nn.Module, store: dict[str, Tensor] = store) -> None:
-            handles.append(module.register_forward_pre_hook(lambda m, a, k: store.update({key: _first(a, k)}), with_kwargs=True))
-
-        def outputs(key: str, module: nn.Module, store: dict[str, Tensor] = store) -> None:
-            handles.append(module.register_forward_hook(lambda m, a, o: store.update({key: o[0] if isinstance(o, tuple) else o})))
-
-        inputs("pre", block)
-        inputs("mid", block.get_submodule(names.second_norm))
-        outputs("post", block)
-        outputs("value", block.get_submodule(names.value))
-        outputs("attn_out", block.get_submodule(names.attention_out))
-        inputs("neurons", block.get_submodule(names.ffn_out))
-        outputs("ffn_out", block.get_submodule(names.ffn_out))
-        handles.append(
-            block.get_submodule(names.attention).register_forward_hook(lambda m, a, o, store=store: store.update({"alpha": o[1]}))
-        )
-    with torch.no_grad():
-        output = model(torch.tensor([list(token_ids)]), use_cache=False)
-    for handle in handles:
-        handle.remove()
-    layers = tuple(_layer(model.config, names, block, store) for block, store in zip(blocks, seen, strict=True))
-    return Run(layers, output.logits[0].double())
-
-
-def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _layer(config: Any, names: Names, block: nn.Module, seen: dict[str, Tensor]) -> LayerActivations:
-    alpha = seen["alpha"][0].double()
-    n_heads, n_tokens, _ = alpha.shape
-    pre, mid, post, attn_out, neurons, ffn_out = (
-        seen[key].reshape(n_tokens, -1).double() for key in ("pre", "mid", "post", "attn_out", "neurons", "ffn_out")
-    )
-    value = seen["value"][0].double()
-    if names.value.endswith("c_attn"):
-        value = value[:, 2 * config.n_embd :]
-    w_o, b_o = _out_weight(block.get_submodule(names.attention_out))
-    w_out, b_out = _out_weight(block.get_submodule(names.ffn_out))
-    d_head = w_o.shape[0] // n_heads
-    n_kv = value.shape[1] // d_head
-    grouped = value.view(n_tokens, n_kv, d_head)
-    values = torch.stack([grouped[:, head // (n_heads // n_kv)] for head in range(n_heads)])
-    return LayerActivations(pre, mid, post, alpha, values, w_o.view(n_heads, d_head, -1), b_o, attn_out, neurons, w_out, b_out, ffn_out)
-
-
-def _out_weight(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """[in, out] and [out]."""
-    weight: Tensor = module.weight.detach().double()  # type: ignore[union-attr, operator]
-    weight = weight if isinstance(module, Conv1D) else weight.T
-    bias = getattr(module, "bias", None)
-    return weight, torch.zeros(weight.shape[1], dtype=torch.float64) if bias is None else bias.detach().double()
-
+__all__ = ["LayerActivations", "Run", "load_plain", "run_plain"]
 
 # --- contributions
 
@@ -151,8 +23,25 @@ def proximity(parts: Tensor, whole: Tensor) -> Tensor:
 
 
 def attention_parts(layer: LayerActivations) -> Tensor:
-    """[T, T, H, d]: alpha[h, i, j] * v[h, j] @ W_O[h]."""
-    return torch.einsum("hij,hje,hed->ijhd", layer.alpha, layer.values, layer.w_o)
+    """[T, T, H, d]: alpha[h, i, j] * (gate[h, i] * v[h, j]) @ W_O[h], times what the sum of all heads passes at token i."""
+    gate = layer.gate.expand(*layer.values.shape)
+    parts = torch.einsum("hij,hie,hje,hed->ijhd", layer.alpha, gate, layer.values, layer.w_o)
+    return parts * layer.attn_factor.expand_as(layer.pre)[:, None, None]
+
+
+def neuron_parts(layer: LayerActivations) -> Tensor:
+    """[T, N, d]: activation * W_out, times what the sum of all neurons passes at the token."""
+    return layer.neurons[:, :, None] * layer.w_out * layer.ffn_factor.expand_as(layer.pre)[:, None]
+
+
+def attention_bias(layer: LayerActivations) -> Tensor:
+    """[T, d]: what attention adds to the stream that belongs to no head."""
+    return layer.b_o.expand_as(layer.pre) * layer.attn_factor
+
+
+def ffn_bias(layer: LayerActivations) -> Tensor:
+    """[T, d]: what the FFN adds to the stream that belongs to no neuron."""
+    return layer.b_out.expand_as(layer.pre) * layer.ffn_factor
 
 
 def attention(layer: LayerActivations) -> tuple[Tensor, Tensor]:
@@ -171,7 +60,7 @@ def ffn(layer: LayerActivations) -> tuple[Tensor, Tensor]:
 
 def neurons(layer: LayerActivations) -> Tensor:
     """[T, N]."""
-    parts = proximity(layer.neurons[:, :, None] * layer.w_out, layer.post[:, None])
+    parts = proximity(neuron_parts(layer), layer.post[:, None])
     total = parts.sum(1) + proximity(layer.mid, layer.post)
     return _share(parts, total[:, None])
 
@@ -198,11 +87,11 @@ class Contributions:
         blocks, residuals = zip(*(ffn(layer) for layer in layers), strict=True)
         return cls(edges, attention_residual, blocks, residuals)
 
-    def clear_threshold(self, threshold: float) -> float:
-        """The next threshold from which every contribution keeps a distance of 2e-6, so that rounding does not decide what is kept."""
+    def clear_threshold(self, threshold: float, distance: float = 2e-6) -> float:
+        """The next threshold from which every contribution keeps a distance, so that rounding does not decide what is kept."""
         every = torch.cat([tensor.flatten() for group in vars(self).values() for tensor in group])
-        while (every - threshold).abs().min() < 2e-6:
-            threshold += 5e-6
+        while (every - threshold).abs().min() < distance:
+            threshold += 2.5 * distance
         return threshold
 
 

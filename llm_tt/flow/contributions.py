@@ -12,7 +12,7 @@ sum of small terms, ||x||_1 - ||x - p||_1 = sum_k min(q_k, 2|x_k| - q_k), which 
 
 For attention parts p = alpha * v @ W_O the upper bound is alpha * v . (W_O @ s), two small matrix products for all sources, heads and positions:
 where it is not positive the proximity is zero, and where the two bounds agree it is the proximity. Only the rest is summed element by element.
-All arithmetic is float32.
+A norm that attention's output passes, its scale frozen, multiplies s; a gate on the heads multiplies W_O @ s. All arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from llm_tt.errors import RequestError
 from llm_tt.models.transparent_llm import Trace
 
 _Row = TypeVar("_Row")
@@ -82,7 +83,8 @@ def attention_contributions(trace: Trace, layer: int, positions: Sequence[int] |
     rows = table_of(trace).attention(trace, layer, wanted)
     edges = torch.zeros(len(wanted), trace.n_tokens, trace.model.info.n_heads)
     for index, row in enumerate(rows):
-        edges[index, : row.edges.shape[0]] = row.edges
+        # Some models have fewer heads in some layers.
+        edges[index, : row.edges.shape[0], : row.edges.shape[1]] = row.edges
     return AttentionContributions(layer, tuple(wanted), edges, torch.tensor([row.residual for row in rows]))
 
 
@@ -99,23 +101,30 @@ def ffn_contributions(trace: Trace, layer: int, positions: Sequence[int] | None 
 
 def neuron_contributions(trace: Trace, layer: int, position: int) -> Tensor:
     """[N] float32 on the CPU: contributions of single neurons to the residual stream after the FFN, among all neurons and the residual
-    stream before it, so that together they sum to at most 1.
+    stream before it, so that together they sum to at most 1. N and the neurons' names: `trace.model.info.ffn[layer]`; in a mixture of experts
+    the neurons of experts that the token is not sent to have 0.
 
     Raises:
-        RequestError: no such layer or position.
+        RequestError: no such layer or position, or a layer whose neurons cannot be shown.
     """
     layer, position = trace.layer(layer), trace.position(position)
     block, model = trace.blocks[layer], trace.model
+    shapes = model.info.ffn
+    if shapes and not shapes[layer].n_neurons:
+        raise RequestError(f"The FFN of layer {layer} is shown as one block: its neurons cannot be told apart in {model.info.name}.")
     with torch.inference_mode():
-        whole = block.resid_post[position].float()
-        mid = block.resid_mid[position : position + 1]
-        activations = model.neuron_activations(layer, mid)[0]
-        weight, _ = model.neuron_output(layer)
-        whole = whole.to(weight.device)
+        activations = model.neurons(layer, trace.ffn_input(layer)[position : position + 1]).activations[0]
+        active = activations.nonzero(as_tuple=True)[0]
+        weight = model.neuron_output(layer, None if len(active) == len(activations) else active)
+        whole = block.resid_post[position].float().to(weight.device)
+        factor = None if block.ffn_norm is None else block.ffn_norm.rows([position]).to(weight.device)
         every = torch.arange(len(weight), device=weight.device)
-        neurons = scaled_proximity(weight, activations.to(weight.device), whole[None], every, torch.zeros_like(every))
-        total = neurons.sum() + proximity(mid[0].float().to(weight.device), whole)
-        return (neurons / total if total > 0 else torch.zeros_like(neurons)).cpu()
+        shares = scaled_proximity(weight, activations[active].to(weight.device), whole[None], every, torch.zeros_like(every), factor)
+        total = shares.sum() + proximity(block.resid_mid[position].float().to(weight.device), whole)
+        neurons = torch.zeros(len(activations))
+        if total > 0:
+            neurons[active.cpu()] = (shares / total).cpu()
+        return neurons
 
 
 def proximity(parts: Tensor, whole: Tensor) -> Tensor:
@@ -129,12 +138,14 @@ def _signs(whole: Tensor) -> Tensor:
     return torch.where(whole < 0, -1.0, 1.0)
 
 
-def scaled_proximity(units: Tensor, scales: Tensor, wholes: Tensor, unit: Tensor, whole: Tensor) -> Tensor:
-    """proximity(scales[n] * units[unit[n]], wholes[whole[n]]) for n = 0 .. N-1, a cache-sized piece at a time.
+def scaled_proximity(units: Tensor, scales: Tensor, wholes: Tensor, unit: Tensor, whole: Tensor, factors: Tensor | None = None) -> Tensor:
+    """proximity(scales[n] * factors[whole[n]] * units[unit[n]], wholes[whole[n]]) for n = 0 .. N-1, a cache-sized piece at a time.
 
-    units: [*, d]; wholes: [*, d]; scales: [N]; unit, whole: [N] row numbers. Returns [N].
+    units: [*, d]; wholes: [*, d]; scales: [N]; unit, whole: [N] row numbers; factors: [*, d] as wholes, None for 1. Returns [N].
     """
     signs, limits = _signs(wholes), 2 * wholes.abs()
+    if factors is not None:
+        signs = signs * factors
     result = torch.empty_like(scales)
     for start in range(0, len(scales), _ROWS):
         piece = slice(start, start + _ROWS)
@@ -217,7 +228,9 @@ def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[Atte
         residual = proximity(trace.resid_pre(layer)[positions].float(), whole)
         alpha = block.pattern.rows(positions)[..., :n_sources]
         weight, _ = trace.model.attention_output(layer)
-        edges = _edge_proximities(alpha, block.values[:, :n_sources], weight, whole, residual)
+        factors = None if block.attn_norm is None else block.attn_norm.rows(positions)
+        gate = None if block.gate is None else block.gate[positions].float().transpose(0, 1)
+        edges = _edge_proximities(alpha, block.values[:, :n_sources], weight, whole, residual, factors, gate)
         total = edges.sum((1, 2)) + residual
         total = torch.where(total > 0, total, 1.0)
         edges = (edges / total[:, None, None]).cpu()
@@ -229,23 +242,44 @@ def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[Atte
         ]
 
 
-def _edge_proximities(alpha: Tensor, values: Tensor, weight: Tensor, whole: Tensor, residual: Tensor) -> Tensor:
-    """Proximities of the parts alpha[h, p, j] * values[h, j] @ weight[h] to whole[p].
+def _edge_proximities(
+    alpha: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    whole: Tensor,
+    residual: Tensor,
+    factors: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """Proximities of the parts alpha[h, p, j] * (gate[h, p] * values[h, j]) @ weight[h] * factors[p] to whole[p].
 
-    alpha: [H, P, J]; values: [K, J, E]; weight: [H, E, d]; whole: [P, d]; residual: [P], a lower bound of each node's total.
-    Returns [P, J, H]. Vectors of width d are made only for the heads and sources whose bounds leave a proximity open.
+    alpha: [H, P, J]; values: [K, J, E]; weight: [H, E, d]; whole: [P, d]; residual: [P], a lower bound of each node's total; factors: [P, d] and
+    gate: [H, P, E] or [H, P, 1], None for 1. Returns [P, J, H]. Vectors of width d are made only for the heads and sources whose bounds leave a
+    proximity open.
     """
     n_heads, _, n_sources = alpha.shape
     n_groups, values = values.shape[0], values.float()
     n_shared = n_heads // n_groups
-    aligned = torch.einsum("pd,hed->hpe", _signs(whole), weight).reshape(n_groups, -1, values.shape[-1])
+    signs = _signs(whole) if factors is None else _signs(whole) * factors
+    aligned = torch.einsum("pd,hed->hpe", signs, weight)
+    if gate is not None:
+        aligned = aligned * gate
+    aligned = aligned.reshape(n_groups, -1, values.shape[-1])
     upper = alpha * (aligned @ values.transpose(1, 2)).view_as(alpha)
     # By Cauchy and Schwarz no entry of values @ weight is larger than this.
     largest = values.norm(dim=-1).repeat_interleave(n_shared, 0) * weight.norm(dim=1).amax(-1)[:, None]
-    gap = _overshoot(whole, alpha * largest[:, None])
+    bound = alpha * largest[:, None]
+    if factors is not None:
+        bound = bound * factors.abs().amax(-1)[None, :, None]
+    if gate is not None:
+        bound = bound * gate.abs().amax(-1)[..., None]
+    gap = _overshoot(whole, bound)
     negligible = _NEGLIGIBLE_TOTAL * residual / (n_heads * n_sources)
     undecided = (upper > negligible[:, None]) & (gap > _BOUND_AGREEMENT * upper)
     result = upper.clamp_min(0)
+    if gate is not None:
+        _sum_gated(result, undecided, alpha, values, weight, whole, factors, gate)
+        return result.permute(1, 2, 0)
     heads_at_a_time = max(1, _UNIT_BYTES // (n_sources * whole.shape[-1] * 4))
     for heads in range(n_heads)[::heads_at_a_time]:
         group = slice(heads, heads + heads_at_a_time)
@@ -253,8 +287,31 @@ def _edge_proximities(alpha: Tensor, values: Tensor, weight: Tensor, whole: Tens
         pairs, unit = torch.unique(head * n_sources + source, return_inverse=True)
         per_head = (pairs % n_sources).split(torch.bincount(pairs // n_sources, minlength=len(weight[group])).tolist())
         units = torch.cat([values[i // n_shared, sources] @ weight[i] for i, sources in enumerate(per_head, heads)])
-        result[group][head, position, source] = scaled_proximity(units, alpha[group][head, position, source], whole, unit, position)
+        result[group][head, position, source] = scaled_proximity(
+            units, alpha[group][head, position, source], whole, unit, position, factors
+        )
     return result.permute(1, 2, 0)
+
+
+def _sum_gated(
+    result: Tensor,
+    undecided: Tensor,
+    alpha: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    whole: Tensor,
+    factors: Tensor | None,
+    gate: Tensor,
+) -> None:
+    """Fill in the undecided proximities where a gate makes each target's value-output vectors its own."""
+    n_shared = len(weight) // len(values)
+    rows = max(1, _UNIT_BYTES // (whole.shape[-1] * 4))
+    for head in range(len(weight)):
+        where = undecided[head].nonzero()
+        for position, source in (piece.unbind(1) for piece in where.split(rows)):
+            units = (values[head // n_shared, source] * gate[head, position]) @ weight[head]
+            every = torch.arange(len(units), device=units.device)
+            result[head, position, source] = scaled_proximity(units, alpha[head, position, source], whole, every, position, factors)
 
 
 def _overshoot(whole: Tensor, largest: Tensor) -> Tensor:

@@ -22,11 +22,13 @@ def logits(model: TransparentLlm, vectors: Tensor, normalize: bool = True) -> Te
     Args:
         normalize: apply the final norm first, as the model does.
     """
-    return model.unembed(model.final_norm(vectors) if normalize else vectors).float()
+    return model.cap_logits(model.unembed(model.final_norm(vectors) if normalize else vectors)).float()
 
 
 def effects(model: TransparentLlm, parts: Tensor, whole: Tensor, normalize: bool = True) -> Tensor:
     """[..., d] -> [..., V] float32: what parts of a representation add to its logits, biases of norm and unembedding left out.
+
+    Where the model caps its logits, these are effects on the logits before the cap, of which alone the parts are summands.
 
     Args:
         whole: the representation [d] that the parts belong to; its norm's scale is used for the parts.

@@ -8,24 +8,55 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm_tt.errors import ModelError, OutOfMemoryError, PromptError
 from llm_tt.models import capture, identities
-from llm_tt.models.blocks import BlockRecipe, attention_windows, recipe, softmax_scale
+from llm_tt.models.blocks import (
+    ARCHITECTURE_NAMES,
+    BlockRecipe,
+    attention_windows,
+    logit_cap,
+    logit_scale,
+    recipe,
+    softmax_scale,
+    value_limit,
+)
 from llm_tt.models.capture import Captured
+from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, dense_weight, has_experts, unwrapped
+from llm_tt.models.info import FfnShape
 from llm_tt.models.memory import require_memory
-from llm_tt.models.patterns import RecomputedPattern, StoredPattern
-from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, TransparentLlm
+from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
+from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, FrozenNorm, ModelInfo, Neurons, TransparentLlm
 from llm_tt.progress import Progress, silent
 from llm_tt.text import TokenTexts
 
 _PATTERN_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One block as the bridge has it, and how it writes to the residual stream."""
+
+    block: Any
+    n_heads: int
+    parallel: bool
+    scale: float
+    """of what attention and FFN put out, before it is added"""
+    gate: nn.Module | None
+    """what puts out the gate of the heads' mixes"""
+    sub_norm: Tensor | None
+    """[H * E] weight of a norm between the heads' mixes and the output projection"""
+    attn_norm: Tensor | None
+    """[d] weight of the norm that attention's output passes"""
+    ffn_norm: Tensor | None
+    ffn: Ffn
 
 
 class BridgeLlm(TransparentLlm):
@@ -36,6 +67,9 @@ class BridgeLlm(TransparentLlm):
         hf_model: loaded, adapters merged, on its device. The bridge changes it in place.
         tokenizer: for ids and display; stays untouched.
         bridge_tokenizer: a second instance, which the bridge changes.
+
+    Raises:
+        ModelError: TransformerLens does not know the architecture, or the model is built in a way that no recipe covers.
     """
 
     def __init__(self, name: str, hf_model: Any, tokenizer: Any, bridge_tokenizer: Any, adapter: str | None = None) -> None:
@@ -49,32 +83,38 @@ class BridgeLlm(TransparentLlm):
         self._texts = TokenTexts(tokenizer)
         self._lock = threading.RLock()
         who = f"{name} (model type {self._config.model_type!r})"
-        probe = identities.probe(int(hf_model.get_input_embeddings().weight.shape[0]))
-        probe = probe[: getattr(self._config, "max_position_embeddings", None)]
+        if self._recipe.refused:
+            raise ModelError(f"{who} cannot be shown: it {self._recipe.refused}.")
+        d_vocab = int(hf_model.get_input_embeddings().weight.shape[0])
+        probe = identities.probe(d_vocab)[: getattr(self._config, "max_position_embeddings", None)]
         plain_logits = _last_logits(hf_model, probe)
+        # TransformerLens looks a model up by this name, which configurations made by hand lack.
+        architecture = (getattr(self._config, "architectures", None) or [type(hf_model).__name__])[0]
+        self._config.architectures = [ARCHITECTURE_NAMES.get(architecture, architecture)]
         try:
             # The label is no model name: with a model given, the bridge only shows it.
             self._bridge: Any = TransformerBridge.boot_transformers(
                 f"llm-tt/{self._config.model_type}", hf_model=hf_model, tokenizer=bridge_tokenizer, dtype=hf_model.dtype
             )
-        except (ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"TransformerLens cannot take {who} apart: {str(error).splitlines()[0]} "
-                "Implement llm_tt.TransparentLlm for it, or choose another model."
-            ) from error
-        self._require_sequential_blocks(who)
+        except Exception as error:
+            # Its adapters raise whatever they stumble over.
+            raise _not_taken_apart(who, error) from error
+        if not hasattr(self._bridge, "blocks"):
+            raise ModelError(f"{who} is not a stack of transformer blocks, so that no routes lead through it.")
         cfg = self._bridge.cfg
-        d_head = int(self._bridge.blocks[0].attn.W_O.shape[1])
+        self._layers = [self._layer(index, block, who) for index, block in enumerate(self._bridge.blocks)]
+        first = self.attention_output(0)[0]
+        shapes = tuple(layer.ffn.shape for layer in self._layers)
         self.info = ModelInfo(
             name=name,
             family=self._config.model_type,
-            n_layers=int(cfg.n_layers),
-            n_heads=int(self._bridge.blocks[0].attn.W_O.shape[0]),
+            n_layers=len(self._layers),
+            n_heads=max(layer.n_heads for layer in self._layers),
             n_kv_heads=int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads),
             d_model=int(cfg.d_model),
-            d_head=d_head,
-            n_neurons=int(self._bridge.blocks[0].mlp.W_out.shape[0]),
-            d_vocab=int(hf_model.get_input_embeddings().weight.shape[0]),
+            d_head=int(first.shape[1]),
+            n_neurons=max(shape.n_neurons for shape in shapes),
+            d_vocab=d_vocab,
             n_ctx=int(cfg.n_ctx),
             n_params=n_params,
             dtype=str(hf_model.dtype).removeprefix("torch."),
@@ -82,15 +122,23 @@ class BridgeLlm(TransparentLlm):
             norm="rms" if "RMS" in str(cfg.normalization_type) else "layer",
             norm_eps=float(cfg.eps),
             adapter=adapter,
+            ffn=shapes,
+            not_shown=_not_shown(shapes),
         )
+        self._logit_scale, self._logit_cap = logit_scale(self._config), logit_cap(self._config)
         self._windows = attention_windows(self._config, self.info.n_layers)
-        error = identities.relative_error(self.last_logits(probe), plain_logits)
+        try:
+            error = identities.relative_error(self.last_logits(probe), plain_logits)
+        except Exception as error:
+            raise _not_taken_apart(who, error) from error
         if not error <= identities.TOLERANCE[self.info.torch_dtype]:
             raise ModelError(
                 f"TransformerLens computes other logits for {who} than the model itself (relative error {error:.1e}). "
                 "Likely cause: an option in its config.json that TransformerLens ignores. Nothing would be shown correctly."
             )
         self._use_fused_attention(probe, plain_logits)
+        error = identities.relative_error(self.last_logits(probe), plain_logits)
+        self.info = replace(self.info, logits_error=error)
 
     def _use_fused_attention(self, probe: Sequence[int], plain_logits: Tensor) -> None:
         """Switch to SDPA if every layer can be captured and the logits stay what they are."""
@@ -112,21 +160,64 @@ class BridgeLlm(TransparentLlm):
             capture.disable(self._bridge, self._config)
             self.info = replace(self.info, attention="eager")
 
-    def _require_sequential_blocks(self, who: str) -> None:
+    # --- how a block is built
+
+    def _layer(self, index: int, block: Any, who: str) -> _Layer:
+        """
+        Raises:
+            ModelError: no recipe covers this block.
+        """
         hooks = self._bridge.hook_dict
         if getattr(self._config, "do_layer_norm_before", True) is False:
             raise ModelError(f"{who} normalises after its blocks; only blocks that normalise what they read are supported.")
-        for layer, block in enumerate(self._bridge.blocks):
-            if f"blocks.{layer}.attn.hook_pattern" not in hooks:
-                raise ModelError(f"{who} has no softmax attention in layer {layer}, so that nothing there can be given to single heads.")
-            if f"blocks.{layer}.hook_resid_mid" not in hooks:
+        if f"blocks.{index}.attn.hook_pattern" not in hooks or getattr(block.attn, "o", None) is None:
+            raise ModelError(f"{who} has no softmax attention in layer {index}, so that nothing there can be given to single heads.")
+        for name in ("hook_attn_out", "hook_mlp_out", "hook_resid_post"):
+            if f"blocks.{index}.{name}" not in hooks:
                 raise ModelError(
-                    f"{who} runs attention and FFN in parallel in layer {layer}; only blocks that run one after the other are supported."
+                    f"{who} builds layer {index} in a way that TransformerLens does not show ({name} is missing), so that its parts are unknown."
                 )
-            if not hasattr(block.mlp, "W_out") or f"blocks.{layer}.mlp.hook_post" not in hooks:
-                raise ModelError(
-                    f"{who} has no plain FFN in layer {layer} (a mixture of experts, for example); its neurons cannot be shown."
-                )
+        attention = unwrapped(block.attn)
+        heads = getattr(self._config, self._recipe.heads_per_layer or "", None)
+        gate, sub_norm = self._recipe.gate, self._recipe.sub_norm
+        parallel = f"blocks.{index}.hook_resid_mid" not in hooks
+        scale = float(getattr(block, "residual_contribution_scale", 1.0))
+        return _Layer(
+            block,
+            n_heads=int(heads[index] if heads else self._bridge.cfg.n_heads),
+            parallel=parallel,
+            scale=scale,
+            gate=None if gate is None else unwrapped(getattr(attention, gate.module)),
+            sub_norm=None if sub_norm is None else norm_weight(unwrapped(getattr(attention, sub_norm))),
+            attn_norm=norm_weight(unwrapped(block.ln1_post)) if "ln1_post" in block.submodules else None,
+            ffn_norm=norm_weight(unwrapped(block.ln2_post)) if "ln2_post" in block.submodules else None,
+            ffn=self._ffn(block, parallel, scale),
+        )
+
+    def _ffn(self, block: Any, parallel: bool, scale: float) -> Ffn:
+        ffn = block.mlp
+        norm = self._ffn_norm(block, parallel)
+        if not self._recipe.ffn_is_module:
+            # Its two linear layers stand in the block itself.
+            first, out = unwrapped(getattr(ffn, "in")), unwrapped(ffn.out)
+            activation = unwrapped(block).activation_fn
+            return DenseFfn(lambda x: out(activation(first(norm(x)))), out, scale)
+        module = unwrapped(ffn)
+        if has_experts(module):
+            routed_scale = getattr(self._config, self._recipe.routed_scale or "", 1.0)
+            return MixtureFfn(lambda x: module(norm(x)), module, scale, routed_scale, self._recipe.scales_expert_inputs)
+        out = getattr(ffn, "out", None) or getattr(ffn, "dense_out", None)
+        if out is None:
+            return OpaqueFfn()
+        if self._recipe.ffn_adds_residual:
+            return DenseFfn(lambda x: module(norm(x), torch.zeros_like(x)), out, scale)
+        return DenseFfn(lambda x: module(norm(x)), out, scale)
+
+    def _ffn_norm(self, block: Any, parallel: bool) -> Callable[[Tensor], Tensor]:
+        """What stands between the residual stream and the FFN."""
+        if "ln2" in block.submodules:
+            return unwrapped(block.ln2)
+        return unwrapped(block.ln1) if parallel else lambda x: x
 
     # --- text
 
@@ -158,7 +249,8 @@ class BridgeLlm(TransparentLlm):
         with torch.inference_mode(), capture.capturing() as captured:
             recorder = _Recorder(self, progress, captured)
             try:
-                self._bridge.run_with_hooks(ids, fwd_hooks=recorder.hooks(), return_type=None, use_cache=False, logits_to_keep=1)
+                with recorder.watching():
+                    self._bridge.run_with_hooks(ids, fwd_hooks=recorder.hooks(), return_type=None, use_cache=False, logits_to_keep=1)
             except (torch.OutOfMemoryError, MemoryError) as error:
                 raise OutOfMemoryError(
                     f"{self.info.device} ran out of memory while tracing {len(token_ids)} tokens. Shorten the prompt and run it again."
@@ -166,6 +258,16 @@ class BridgeLlm(TransparentLlm):
             finally:
                 self._forget_patterns()
         return recorder.embedding, tuple(recorder.blocks)
+
+    def _gate(self, made: _Layer, now: dict[str, Tensor]) -> Tensor | None:
+        """[T, H, E] or [T, H, 1]: what multiplied the heads' mixes; takes what was observed out of `now`."""
+        if made.gate is not None and self._recipe.gate is not None:
+            gate = self._recipe.gate.function(now.pop("gate").float())
+            return gate.reshape(len(gate), made.n_heads, -1)
+        if made.sub_norm is not None:
+            norm = _frozen(made.sub_norm, now.pop("sub_in"), now.pop("sub_out"))
+            return None if norm is None else norm.rows(range(len(norm.scale))).view(len(norm.scale), made.n_heads, -1)
+        return None
 
     def last_logits(self, token_ids: Sequence[int]) -> Tensor:
         with self._lock:
@@ -182,27 +284,21 @@ class BridgeLlm(TransparentLlm):
     # --- weights
 
     def attention_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
-        attention = self._bridge.blocks[layer].attn
-        return _float32(attention.W_O), _float32(attention.b_O)
+        made = self._layers[layer]
+        projection = unwrapped(made.block.attn.o)
+        weight = dense_weight(projection)
+        bias = getattr(projection, "bias", None)
+        return (
+            weight.view(made.n_heads, -1, weight.shape[1]) * made.scale,
+            None if bias is None else bias.detach().float() * made.scale,
+        )
 
-    def neuron_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
-        ffn = self._bridge.blocks[layer].mlp
-        return _float32(ffn.W_out), _float32(ffn.b_out)
-
-    def neuron_activations(self, layer: int, resid_mid: Tensor) -> Tensor:
-        block = self._bridge.blocks[layer]
+    def neurons(self, layer: int, ffn_input: Tensor) -> Neurons:
         with self._lock, torch.inference_mode():
-            if not self._recipe.ffn_is_module:
-                # The bridge's own wrappers of these layers expect the shape of the last full run.
-                normed = block.ln2.original_component(self._own(resid_mid))
-                first = getattr(block.mlp, "in").original_component
-                return block.original_component.activation_fn(first(normed)).float()
-            normed = block.ln2(self._own(resid_mid)[None])
-            seen: list[Tensor] = []
-            name = f"blocks.{layer}.mlp.hook_post"
-            with self._bridge.hooks(fwd_hooks=[(name, lambda tensor, hook: seen.append(tensor))]):
-                block.mlp(normed)
-            return seen[0].reshape(len(resid_mid), -1).float()
+            return self._layers[layer].ffn.neurons(self._own(ffn_input))
+
+    def neuron_output(self, layer: int, neurons: Tensor | None = None) -> Tensor:
+        return self._layers[layer].ffn.output(neurons)
 
     def final_norm(self, x: Tensor) -> Tensor:
         with self._lock, torch.inference_mode():
@@ -210,33 +306,40 @@ class BridgeLlm(TransparentLlm):
 
     def unembed(self, x: Tensor) -> Tensor:
         with self._lock, torch.inference_mode():
-            return self._bridge.unembed(self._own(x))
+            logits = self._bridge.unembed(self._own(x))
+            return logits if self._logit_scale == 1 else logits * self._logit_scale
+
+    def cap_logits(self, logits: Tensor) -> Tensor:
+        return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
 
     def _own(self, x: Tensor) -> Tensor:
         return x.to(device=self.info.device, dtype=self.info.torch_dtype)
 
     # --- attention
 
-    def captured_attention(self, layer: int, captured: Captured, attn_out: Tensor) -> tuple[Tensor, AttentionPattern]:
-        """Values [K, T, E] and pattern of a layer that ran fused; the last token's row proves that they are what the layer used.
+    def captured_block(self, layer: int, captured: Captured, block: Mapping[str, Any]) -> BlockActivations:
+        """A block whose attention ran fused; the last token's row proves that what was captured is what the layer used.
 
         Raises:
-            _NotAsFusedError: they are not.
+            _NotAsFusedError: it is not.
         """
-        pattern = RecomputedPattern(captured.queries, captured.keys, captured.scale, self._windows[layer])
-        weight, bias = self.attention_output(layer)
-        last = pattern.rows([len(attn_out) - 1]).view(self.info.n_kv_heads, -1, len(attn_out))
-        mixed = (last @ captured.values.float()).view(self.info.n_heads, -1)
-        rebuilt = torch.einsum("he,hed->d", mixed, weight)[None]
-        error = identities.relative_error(rebuilt if bias is None else rebuilt + bias, attn_out[-1:])
-        if not error <= identities.TOLERANCE[self.info.torch_dtype]:
+        made = BlockActivations(**block, values=captured.values, pattern=captured.pattern)
+        last = [len(made.attn_out) - 1]
+        total = made.attention_sum(made.pattern.rows(last), last, *self.attention_output(layer))
+        if not identities.relative_error(total, made.attn_out[last]) <= identities.TOLERANCE[self.info.torch_dtype]:
             raise _NotAsFusedError
-        return captured.values, pattern
+        return made
 
-    def eager_attention(
-        self, layer: int, probabilities: Tensor, queries: Tensor, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, AttentionPattern]:
-        """Values [K, T, E] and pattern of a layer whose pattern was computed: kept, or rows recomputed where that is smaller and proves equal.
+    def eager_block(
+        self,
+        layer: int,
+        block: Mapping[str, Any],
+        probabilities: Tensor,
+        values: Tensor,
+        queries: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> BlockActivations:
+        """A block whose pattern was computed: kept, or rows recomputed where that is smaller and proves equal.
 
         In half precision the model rounds its scores, so that only the pattern itself is what it used.
 
@@ -244,19 +347,23 @@ class BridgeLlm(TransparentLlm):
         """
         # Cloned, since a slice of a joint projection would keep all of it alive.
         values = values.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-        is_smaller = queries.numel() + keys.numel() < probabilities.numel()
-        if is_smaller and probabilities.dtype == torch.float32:
-            recomputed = RecomputedPattern(
-                queries.transpose(0, 1).contiguous(),
-                keys.transpose(0, 1).contiguous(),
-                softmax_scale(self._config, layer, self.info.d_head),
-                self._windows[layer],
-            )
-            probe = [len(queries) // 2, len(queries) - 1]
-            error = (recomputed.rows(probe) - probabilities[:, probe]).abs().max()
-            if error <= _PATTERN_TOLERANCE:
-                return values, recomputed
-        return values, StoredPattern(probabilities)
+        if (limit := value_limit(self._config)) is not None:
+            values.clamp_(-limit, limit)
+        pattern: AttentionPattern = StoredPattern(probabilities)
+        if queries is not None and keys is not None and queries.ndim == keys.ndim == 3 and probabilities.dtype == torch.float32:
+            is_smaller = queries.numel() + keys.numel() < probabilities.numel()
+            if is_smaller and queries.shape[1] == len(probabilities) and queries.shape[2] == keys.shape[2]:
+                recomputed = RecomputedPattern(
+                    queries.transpose(0, 1).contiguous(),
+                    keys.transpose(0, 1).contiguous(),
+                    softmax_scale(self._config, layer, queries.shape[2]),
+                    Visible(self._windows[layer]),
+                )
+                probe = [len(queries) // 2, len(queries) - 1]
+                error = (recomputed.rows(probe) - probabilities[:, probe]).abs().max()
+                if error <= _PATTERN_TOLERANCE:
+                    pattern = recomputed
+        return BlockActivations(**block, values=values, pattern=pattern)
 
 
 class _NotAsFusedError(Exception):
@@ -271,15 +378,20 @@ class _Recorder:
         self._progress = progress
         self._captured = captured
         self._current: dict[str, Tensor] = {}
+        self._before: Tensor = torch.empty(0)
         self.embedding: Tensor = torch.empty(0)
         self.blocks: list[BlockActivations] = []
 
     def hooks(self) -> list[tuple[str, Callable[..., None]]]:
         names = self._llm._bridge.hook_dict
         hooks: list[tuple[str, Callable[..., None]]] = [("blocks.0.hook_resid_pre", self._keep_embedding)]
-        for layer in range(self._llm.info.n_layers):
+        for layer, made in enumerate(self._llm._layers):
             block = f"blocks.{layer}"
             wanted = {"attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "ffn_out": "hook_mlp_out"}
+            if made.attn_norm is not None:
+                wanted["attn_normed"] = "ln1_post.hook_in"
+            if made.ffn_norm is not None:
+                wanted["ffn_normed"] = "ln2_post.hook_in"
             if self._llm.info.attention == "eager":
                 rotary = f"{block}.attn.hook_rot_q" in names and f"{block}.attn.hook_rot_k" in names
                 wanted |= {
@@ -289,12 +401,31 @@ class _Recorder:
                     "probabilities": "attn.hook_pattern",
                 }
             for name, hook in wanted.items():
-                hooks.append((f"{block}.{hook}", self._keep(name)))
+                if f"{block}.{hook}" in names:
+                    hooks.append((f"{block}.{hook}", self._keep(name)))
             hooks.append((f"{block}.hook_resid_post", self._finish(layer)))
         return hooks
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Observe what hooks do not show: gates, and norms between the heads' mixes and the output projection."""
+        handles = []
+        for made in self._llm._layers:
+            if made.gate is not None:
+                handles.append(made.gate.register_forward_hook(lambda _, args, output: self._current.update(gate=output[0])))
+            if made.sub_norm is not None:
+                norm = unwrapped(getattr(unwrapped(made.block.attn), self._llm._recipe.sub_norm or ""))
+                handles.append(
+                    norm.register_forward_hook(lambda _, args, output: self._current.update(sub_in=args[0][0], sub_out=output[0]))
+                )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _keep_embedding(self, tensor: Tensor, hook: Any) -> None:
-        self.embedding = tensor[0].clone()
+        self.embedding = self._before = tensor[0].clone()
 
     def _keep(self, name: str) -> Callable[..., None]:
         def keep(tensor: Tensor, hook: Any) -> None:
@@ -304,21 +435,60 @@ class _Recorder:
 
     def _finish(self, layer: int) -> Callable[..., None]:
         def finish(tensor: Tensor, hook: Any) -> None:
+            llm, made = self._llm, self._llm._layers[layer]
             now, self._current = self._current, {}
-            block = {
-                "resid_mid": now.pop("resid_mid"),
-                "attn_out": now.pop("attn_out"),
-                "ffn_out": now.pop("ffn_out"),
+            n_tokens, d_model = tensor.shape[-2:]
+            attn_out, ffn_out = now.pop("attn_out"), now.pop("ffn_out").reshape(n_tokens, d_model)
+            block: dict[str, Any] = {
+                "attn_out": attn_out,
+                "ffn_out": ffn_out,
+                "resid_mid": now.pop("resid_mid", None) if not made.parallel else self._before + attn_out,
                 "resid_post": tensor[0],
+                "gate": llm._gate(made, now),
+                "attn_norm": _frozen(made.attn_norm, now.pop("attn_normed", None), attn_out),
+                "ffn_norm": _frozen(made.ffn_norm, now.pop("ffn_normed", None), ffn_out),
+                "parallel": made.parallel,
             }
             if layer in self._captured:
-                values, pattern = self._llm.captured_attention(layer, self._captured[layer], block["attn_out"])
+                self.blocks.append(llm.captured_block(layer, self._captured[layer], block))
             else:
-                values, pattern = self._llm.eager_attention(layer, **now)
-            self.blocks.append(BlockActivations(**block, values=values, pattern=pattern))
-            self._progress(f"Tracing layer {layer + 1} of {self._llm.info.n_layers}", (layer + 1) / self._llm.info.n_layers)
+                self.blocks.append(llm.eager_block(layer, block, **now))
+            self._before = tensor[0]
+            self._progress(f"Tracing layer {layer + 1} of {llm.info.n_layers}", (layer + 1) / llm.info.n_layers)
 
         return finish
+
+
+def _frozen(weight: Tensor | None, before: Tensor | None, after: Tensor) -> FrozenNorm | None:
+    """The norm that took `before` [T, d] to `after`, its scale per token read off the two."""
+    if weight is None or before is None:
+        return None
+    scaled = weight * before.reshape(after.shape).float()
+    scale = (scaled * after.float()).sum(-1) / scaled.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+    return FrozenNorm(scale, weight)
+
+
+def norm_weight(norm: Any) -> Tensor:
+    """[n] float32: a norm's effective weight up to a factor, read off its answer to ones (families store it as w or as 1 + w)."""
+    parameter = next(norm.parameters())
+    with torch.inference_mode():
+        return norm(torch.ones_like(parameter)[None])[0].float()
+
+
+def _not_taken_apart(who: str, error: Exception) -> ModelError:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ModelError(
+        f"TransformerLens cannot take {who} apart: {reason}{'' if reason.endswith('.') else '.'} "
+        "Implement llm_tt.TransparentLlm for it, or choose another model."
+    )
+
+
+def _not_shown(shapes: Sequence[FfnShape]) -> tuple[str, ...]:
+    opaque = [index for index, shape in enumerate(shapes) if not shape.n_neurons]
+    if not opaque:
+        return ()
+    where = "any layer" if len(opaque) == len(shapes) else f"layer {', '.join(map(str, opaque))}"
+    return (f"The neurons of the FFN in {where}: the block is shown as one.",)
 
 
 def _last_logits(model: Any, token_ids: Sequence[int], device: Any = None) -> Tensor:
@@ -327,7 +497,3 @@ def _last_logits(model: Any, token_ids: Sequence[int], device: Any = None) -> Te
     with torch.inference_mode():
         output = model(ids, use_cache=False, logits_to_keep=1)
     return getattr(output, "logits", output)[0, -1].float().cpu()
-
-
-def _float32(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.detach().float()

@@ -1,19 +1,24 @@
-"""Attention through SDPA, its queries, keys and values captured on the way: what a trace needs, and no T x T pattern is ever formed.
+"""Attention through SDPA, its queries, keys and values captured on the way: what a trace needs, and no T x T pattern is kept.
 
 TransformerLens computes attention anew, eagerly. Here its attention modules hand over to the Hugging Face module they wrap, which calls the
-function registered below. Whether that is right for a model is proven by the backend, at load and for every trace.
+function registered below. Whether that is right for a model is proven by the backend, at load and for every trace. Soft caps and sinks, which
+SDPA lacks, go through the module's own eager function: one layer's pattern at a time, none kept.
 """
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from llm_tt.models.patterns import RecomputedPattern, Visible
 
 # Transformers treats every name that contains "sdpa" as its own function.
 _NAME = "llm_tt_captured"
@@ -21,24 +26,38 @@ _NAME = "llm_tt_captured"
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """What one attention module was called with: queries [H, T, E], keys and values [K, T, E], and the factor on q k^T."""
+    """What one attention module was called with: its pattern, and values [K, T, E]."""
 
-    queries: Tensor
-    keys: Tensor
+    pattern: RecomputedPattern
     values: Tensor
-    scale: float
 
 
-_captures: ContextVar[dict[int, Captured] | None] = ContextVar("captures", default=None)
+@dataclass(eq=False)
+class Captures:
+    """What the attention modules of one run were called with, by layer."""
+
+    layers: dict[int, Captured] = field(default_factory=dict)
+    masks: dict[int, tuple[Tensor, Visible]] = field(default_factory=dict)
+    """By the mask's identity: layers of one kind are called with the same one, which is kept so that its identity stays its own"""
+
+    def visible(self, mask: Tensor | None) -> Visible:
+        if mask is None:
+            return Visible()
+        if id(mask) not in self.masks:
+            self.masks[id(mask)] = mask, Visible.of(mask[0, 0])
+        return self.masks[id(mask)][1]
+
+
+_captures: ContextVar[Captures | None] = ContextVar("captures", default=None)
 
 
 @contextmanager
 def capturing() -> Iterator[dict[int, Captured]]:
     """Collect, in this thread, what the attention modules are called with: layer -> `Captured`."""
-    captures: dict[int, Captured] = {}
+    captures = Captures()
     token = _captures.set(captures)
     try:
-        yield captures
+        yield captures.layers
     finally:
         _captures.reset(token)
 
@@ -66,10 +85,28 @@ def disable(bridge: Any, hf_config: Any) -> None:
 
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **options: Any
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Any]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if options.get("position_bias") is not None:
+        raise ValueError("a bias on the scores cannot be captured")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    cap, sinks = options.get("softcap"), options.get("s_aux")
     captures = _captures.get()
     if captures is not None:
-        captures[module.layer_idx] = Captured(query[0], key[0], value[0], scaling or query.shape[-1] ** -0.5)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        if attention_mask is not None and (attention_mask.dtype != torch.bool or attention_mask.shape[1] != 1):
+            raise ValueError("a mask that adds to the scores cannot be captured")
+        pattern = RecomputedPattern(query[0], key[0], scale, captures.visible(attention_mask), cap, sinks)
+        captures.layers[module.layer_idx] = Captured(pattern, value[0])
+    if cap is None and sinks is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    return eager(module, query, key, value, _added(attention_mask, query), scaling=scale, **options)
+
+
+def _added(mask: Tensor | None, query: Tensor) -> Tensor:
+    """A mask of True and False, or a causal one, as what is added to scores."""
+    n_tokens = query.shape[-2]
+    if mask is None:
+        mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=query.device).tril()[None, None]
+    return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, torch.finfo(query.dtype).min)

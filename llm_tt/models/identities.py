@@ -18,7 +18,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 _CAUSES = {
     "attention parts": "an adapter that is not merged, or a norm, gate or scale between the heads and the residual stream",
     "neuron parts": "an adapter that is not merged, or a norm, gate or scale between the neurons and the residual stream",
-    "residual stream": "a block that scales or normalises what it adds, or runs attention and FFN in parallel",
+    "residual stream parts": "a block that scales the stream, or adds something beside attention and FFN",
     "future tokens": "a model that is not causal, or a mask that this backend does not know",
     "logits": "a soft cap or a scale between the final norm and the logits",
 }
@@ -55,7 +55,7 @@ class IdentityReport:
             for what, error in (
                 ("attention parts", layer.attention),
                 ("neuron parts", layer.neurons),
-                ("residual stream", layer.residual),
+                ("residual stream parts", layer.residual),
                 ("future tokens", layer.future),
             ):
                 if not error <= self.tolerance:  # NaN fails as well
@@ -89,7 +89,14 @@ def require(llm: TransparentLlm) -> IdentityReport:
     Raises:
         ModelError: with layer, error and likely cause.
     """
-    report = check(llm)
+    try:
+        report = check(llm)
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        # Parts of unexpected shape: nobody has told how this model is built.
+        raise ModelError(
+            f"{llm.info.name} (model type {llm.info.family!r}) cannot be decomposed: its blocks are built in a way that no recipe covers "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+        ) from error
     if failure := report.failure():
         raise ModelError(
             f"{llm.info.name} (model type {llm.info.family!r}) cannot be decomposed exactly: {failure}. Nothing would be shown correctly."
@@ -99,31 +106,45 @@ def require(llm: TransparentLlm) -> IdentityReport:
 
 def _layer_errors(trace: Trace, layer: int) -> LayerErrors:
     block, llm = trace.blocks[layer], trace.model
-    pattern = block.pattern.rows(range(trace.n_tokens))
-    mixed = pattern @ _per_query_head(block.values.float(), pattern.shape[0])
-    weight, bias = llm.attention_output(layer)
-    attention = torch.einsum("hte,hed->td", mixed, weight.to(mixed.device))
-    out_weight, out_bias = llm.neuron_output(layer)
-    neurons = llm.neuron_activations(layer, block.resid_mid) @ out_weight
+    every = range(trace.n_tokens)
+    pattern = block.pattern.rows(every)
+    attention = block.attention_sum(pattern, every, *llm.attention_output(layer))
     before = trace.resid_pre(layer).float()
     mid = before + block.attn_out.float()
     post = block.resid_mid.float() + block.ffn_out.float()
     residual = max(relative_error(mid, block.resid_mid), relative_error(post, block.resid_post))
     return LayerErrors(
         layer,
-        attention=relative_error(attention if bias is None else attention + bias, block.attn_out),
-        neurons=relative_error(neurons if out_bias is None else neurons + out_bias, block.ffn_out),
+        attention=relative_error(attention, block.attn_out),
+        neurons=_neuron_error(trace, layer),
         residual=residual,
         future=float(pattern.triu(1).abs().max()),
     )
 
 
-def _per_query_head(values: Tensor, n_heads: int) -> Tensor:
-    """[K, T, E] -> [H, T, E]: grouped-query attention reads one value head for several query heads."""
-    return values.repeat_interleave(n_heads // values.shape[0], dim=0)
+def _neuron_error(trace: Trace, layer: int) -> float:
+    """0 where a layer's neurons are not shown."""
+    block, llm = trace.blocks[layer], trace.model
+    if llm.info.ffn and not llm.info.ffn[layer].n_neurons:
+        return 0.0
+    made = llm.neurons(layer, trace.ffn_input(layer))
+    total = torch.stack([_neuron_sum(llm, layer, row) for row in made.activations])
+    if made.bias is not None:
+        total = total + made.bias.to(total.device)
+    if block.ffn_norm is not None:
+        total = total * block.ffn_norm.rows(range(trace.n_tokens))
+    return relative_error(total, block.ffn_out)
+
+
+def _neuron_sum(llm: TransparentLlm, layer: int, activations: Tensor) -> Tensor:
+    """[d]: activations [N] times what the neurons write. Of a mixture only the experts that the token is sent to are read."""
+    active = activations.nonzero(as_tuple=True)[0]
+    if len(active) == len(activations):
+        return activations @ llm.neuron_output(layer)
+    return activations[active] @ llm.neuron_output(layer, active)
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
     """||value - reference|| / ||reference||, Frobenius."""
-    reference = reference.float()
+    reference = reference.float().to(value.device)
     return float((value - reference).norm() / reference.norm().clamp_min(torch.finfo(torch.float32).tiny))

@@ -28,17 +28,51 @@ class StoredPattern:
 
 
 @dataclass(frozen=True, eq=False)
+class Visible:
+    """Which tokens a token sees: itself and what came before it, at most `window` tokens in all, or what a mask says.
+
+    mask: [T, T], True where query i sees key j; for what no window describes (chunked attention). Layers of one kind share it.
+    """
+
+    window: int | None = None
+    mask: Tensor | None = None
+
+    def hidden(self, positions: Tensor, n_tokens: int) -> Tensor:
+        """[P, T]: True where a token does not see another."""
+        if self.mask is not None:
+            return ~self.mask[positions]
+        distance = positions[:, None] - torch.arange(n_tokens, device=positions.device)
+        return (distance < 0) | (distance >= (self.window or math.inf))
+
+    @classmethod
+    def of(cls, mask: Tensor | None) -> Visible:
+        """From the mask [T, T] that attention was called with; None for a causal one."""
+        if mask is None:
+            return cls()
+        n_tokens = len(mask)
+        window = int(mask[-1].sum())
+        # The narrowest window that the last row allows; if it explains every row it is the mask.
+        described = cls(None if window == n_tokens else window)
+        every = torch.arange(n_tokens, device=mask.device)
+        same = all(torch.equal(described.hidden(rows, n_tokens), ~mask[rows]) for rows in every.split(1024))
+        return described if same else cls(mask=mask)
+
+
+@dataclass(frozen=True, eq=False)
 class RecomputedPattern:
-    """softmax(scale * q k^T + mask), computed for the rows that are asked for.
+    """softmax(cap(scale * q k^T) + mask), computed for the rows that are asked for.
 
     queries: [H, T, E] and keys: [K, T, E], as they enter the product (after rotary embedding and query or key norms).
-    window: a token sees itself and the window - 1 tokens before it; None sees all.
+    cap: scores become cap * tanh(score / cap).
+    sinks: [H] scores of a place that belongs to no token; its share is left out, so that rows sum to less than 1.
     """
 
     queries: Tensor
     keys: Tensor
     scale: float
-    window: int | None
+    visible: Visible = Visible()
+    cap: float | None = None
+    sinks: Tensor | None = None
 
     def rows(self, positions: Sequence[int]) -> Tensor:
         index = torch.as_tensor(list(positions), device=self.queries.device)
@@ -46,9 +80,13 @@ class RecomputedPattern:
         n_kv_heads = self.keys.shape[0]
         queries = self.queries[:, index].float().reshape(n_kv_heads, -1, d_head)
         scores = torch.matmul(queries, self.keys.float().transpose(1, 2)).mul_(self.scale).view(n_heads, len(index), n_tokens)
-        distance = index[:, None] - torch.arange(n_tokens, device=index.device)
-        hidden = (distance < 0) | (distance >= (self.window or math.inf))
-        return scores.masked_fill_(hidden, -math.inf).softmax(-1)
+        if self.cap is not None:
+            scores = scores.div_(self.cap).tanh_().mul_(self.cap)
+        scores = scores.masked_fill_(self.visible.hidden(index, n_tokens), -math.inf)
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sinks = self.sinks.float()[:, None, None].expand(-1, len(index), 1)
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
 
     @property
     def nbytes(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from llm_tt.errors import PromptError, RequestError
@@ -31,11 +32,30 @@ class AttentionPattern(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class FrozenNorm:
+    """A norm between a block and the residual stream, linear once its scale is taken as given: entry k of a part of what the block adds to
+    token i is multiplied by `scale[i] * weight[k]`. Float32."""
+
+    scale: Tensor
+    """[T]"""
+    weight: Tensor
+    """[d]"""
+
+    def rows(self, positions: Sequence[int]) -> Tensor:
+        """[P, d]: the factors of some tokens."""
+        return self.scale[list(positions), None] * self.weight
+
+    @property
+    def nbytes(self) -> int:
+        return self.scale.nbytes
+
+
+@dataclass(frozen=True, eq=False)
 class BlockActivations:
     """What one transformer block did to one prompt, in the model's dtype and on its device."""
 
     resid_mid: Tensor
-    """[T, d] residual stream after attention"""
+    """[T, d] residual stream after attention; where attention and FFN run in parallel, what it would be if attention came first"""
     resid_post: Tensor
     """[T, d] residual stream after the FFN"""
     attn_out: Tensor
@@ -45,11 +65,53 @@ class BlockActivations:
     values: Tensor
     """[K, T, E] value vectors, value bias included; query head h reads key-value head h // (H / K)"""
     pattern: AttentionPattern
+    gate: Tensor | None = None
+    """[T, H, E] or [T, H, 1]: multiplies what a head has gathered for a token, before the output projection; None for 1"""
+    attn_norm: FrozenNorm | None = None
+    """what attention's output passes before it is added"""
+    ffn_norm: FrozenNorm | None = None
+    """what the FFN's output passes before it is added"""
+    parallel: bool = False
+    """the FFN reads the stream before attention, not after it"""
+
+    def attention_sum(self, rows: Tensor, positions: Sequence[int], weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[P, d] float32: the sum of all attention parts and the bias at some tokens, which identity 1 compares with `attn_out`.
+
+        rows: [H, P, T] the tokens' attention; weight: [H, E, d] and bias: [d] of the output projection.
+        """
+        n_heads, n_groups = len(rows), len(self.values)
+        mixed = (rows.reshape(n_groups, -1, rows.shape[-1]) @ self.values.float()).view(n_heads, len(positions), -1)
+        if self.gate is not None:
+            mixed = mixed * self.gate[list(positions)].float().transpose(0, 1)
+        total = torch.einsum("hpe,hed->pd", mixed, weight)
+        if bias is not None:
+            total = total + bias
+        return total if self.attn_norm is None else total * self.attn_norm.rows(positions)
 
     @property
     def nbytes(self) -> int:
-        tensors = (self.resid_mid, self.resid_post, self.attn_out, self.ffn_out, self.values)
-        return sum(tensor.nbytes for tensor in tensors) + self.pattern.nbytes
+        parts = (
+            self.resid_mid,
+            self.resid_post,
+            self.attn_out,
+            self.ffn_out,
+            self.values,
+            self.pattern,
+            self.gate,
+            self.attn_norm,
+            self.ffn_norm,
+        )
+        return sum(part.nbytes for part in parts if part is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    """The neurons of one FFN for P tokens, float32."""
+
+    activations: Tensor
+    """[P, N]: after the activation function, times whatever multiplies it: gate, routing weight; 0 in experts that a token is not sent to"""
+    bias: Tensor | None
+    """[d], or [P, d] where it depends on the token: what the FFN puts out beside its neurons"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +143,16 @@ class Trace:
         layer = self.layer(layer)
         return self.embedding if layer == 0 else self.blocks[layer - 1].resid_post
 
+    def ffn_input(self, layer: int) -> Tensor:
+        """[T, d] the residual stream that the FFN of block `layer` reads."""
+        layer = self.layer(layer)
+        return self.resid_pre(layer) if self.blocks[layer].parallel else self.blocks[layer].resid_mid
+
     def logits(self, position: int) -> Tensor:
         """[V] float32 on the CPU: the model's logits for the token that follows `position`."""
         position = self.position(position)
         final = self.blocks[-1].resid_post[position : position + 1]
-        return self.model.unembed(self.model.final_norm(final))[0].float().cpu()
+        return self.model.cap_logits(self.model.unembed(self.model.final_norm(final)))[0].float().cpu()
 
     def position(self, position: int) -> int:
         """A position as Python counts it (-1 is the last token) -> 0 .. T-1.
@@ -147,16 +214,15 @@ class TransparentLlm(ABC):
 
     @abstractmethod
     def attention_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
-        """W_O [H, E, d] and b_O [d] (None without bias), float32: head h adds `z[h] @ W_O[h]`."""
+        """W_O [H, E, d] and b_O [d] (None without bias), float32: head h adds `z[h] @ W_O[h]`, before a norm if there is one."""
 
     @abstractmethod
-    def neuron_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
-        """W_out [N, d] and b_out [d] (None without bias), float32: neuron n adds `act[n] * W_out[n]`."""
+    def neurons(self, layer: int, ffn_input: Tensor) -> Neurons:
+        """The FFN's neurons for rows [P, d] of the residual stream that it reads (`Trace.ffn_input`)."""
 
     @abstractmethod
-    def neuron_activations(self, layer: int, resid_mid: Tensor) -> Tensor:
-        """[P, N] float32: neurons after the activation function (and the gate, where there is one), for rows [P, d] of the residual stream
-        that this layer's FFN reads."""
+    def neuron_output(self, layer: int, neurons: Tensor | None = None) -> Tensor:
+        """W_out [N, d], or the rows of some neurons, float32: neuron n adds `activation[n] * W_out[n]`, before a norm if there is one."""
 
     @abstractmethod
     def final_norm(self, x: Tensor) -> Tensor:
@@ -164,7 +230,11 @@ class TransparentLlm(ABC):
 
     @abstractmethod
     def unembed(self, x: Tensor) -> Tensor:
-        """[..., d] normalised -> [..., V] logits, as the model itself computes them."""
+        """[..., d] normalised -> [..., V] logits: a matrix, a bias where there is one, a constant factor where the model has one."""
+
+    def cap_logits(self, logits: Tensor) -> Tensor:
+        """[..., V] -> [..., V]: a monotone function that the model applies to its logits last (Gemma's soft cap); most have none."""
+        return logits
 
     # --- built on the above
 

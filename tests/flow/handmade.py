@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_tt.models.patterns import StoredPattern
-from llm_tt.models.transparent_llm import BlockActivations, ModelInfo, Trace, TransparentLlm
+from llm_tt.models.transparent_llm import BlockActivations, ModelInfo, Neurons, Trace, TransparentLlm
 from llm_tt.progress import Progress, silent
 
 
@@ -35,11 +35,11 @@ class HandmadeLlm(TransparentLlm):
     def attention_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
         return self._w_o, None
 
-    def neuron_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
-        return torch.eye(self.info.d_model), None
+    def neurons(self, layer: int, ffn_input: Tensor) -> Neurons:
+        return Neurons(-torch.ones(len(ffn_input), self.info.d_model), None)
 
-    def neuron_activations(self, layer: int, resid_mid: Tensor) -> Tensor:
-        return -torch.ones(len(resid_mid), self.info.d_model)
+    def neuron_output(self, layer: int, neurons: Tensor | None = None) -> Tensor:
+        return torch.eye(self.info.d_model) if neurons is None else torch.eye(self.info.d_model)[neurons]
 
     def final_norm(self, x: Tensor) -> Tensor:
         return x

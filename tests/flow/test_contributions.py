@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import reference
 import torch
-from families import FAMILIES, LENGTHS, token_ids
+from families import CORE, LENGTHS, token_ids
 from handmade import handmade_trace
 from reference import Contributions, Run
 from torch import Tensor
@@ -17,7 +17,7 @@ import llm_tt
 from llm_tt.errors import RequestError
 from llm_tt.flow import contributions
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", CORE)
 every_length = pytest.mark.parametrize("n_tokens", LENGTHS)
 
 
@@ -183,7 +183,7 @@ def _in_float64(trace: llm_tt.Trace) -> Iterator[reference.LayerActivations]:
     """The library's own half-precision activations, for the brute force to sum in float64."""
     for layer, block in enumerate(trace.blocks):
         w_o, b_o = trace.model.attention_output(layer)
-        w_out, b_out = trace.model.neuron_output(layer)
+        w_out, made = trace.model.neuron_output(layer), trace.model.neurons(layer, trace.ffn_input(layer))
         n_heads, d = trace.model.info.n_heads, trace.model.info.d_model
         values = torch.stack([block.values[head * len(block.values) // n_heads] for head in range(n_heads)])
         none = torch.zeros(d)
@@ -194,9 +194,9 @@ def _in_float64(trace: llm_tt.Trace) -> Iterator[reference.LayerActivations]:
             w_o=w_o.double(),
             b_o=(none if b_o is None else b_o).double(),
             attn_out=block.attn_out.double(),
-            neurons=trace.model.neuron_activations(layer, block.resid_mid).double(),
+            neurons=made.activations.double(),
             w_out=w_out.double(),
-            b_out=(none if b_out is None else b_out).double(),
+            b_out=(none if made.bias is None else made.bias).double(),
             ffn_out=block.ffn_out.double(),
         )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from families import FAMILIES, LENGTHS, token_ids
+from families import CORE, LENGTHS, token_ids
 from reference import Contributions, EdgeName, ReferenceEdge
 
 import llm_tt
@@ -20,7 +20,7 @@ from llm_tt.flow.graph import EdgeKind, Node
 from llm_tt.progress import Cancelled
 
 THRESHOLDS = (0.005, 0.01, 0.04, 0.1, 0.3)
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", CORE)
 every_length = pytest.mark.parametrize("n_tokens", LENGTHS)
 both_modes = pytest.mark.parametrize("renormalize", [True, False])
 

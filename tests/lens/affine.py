@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_tt.models.info import ModelInfo, NormKind
-from llm_tt.models.transparent_llm import BlockActivations, TransparentLlm
+from llm_tt.models.transparent_llm import BlockActivations, Neurons, TransparentLlm
 from llm_tt.progress import Progress, silent
 
 
@@ -53,8 +53,8 @@ class AffineLlm(TransparentLlm):
     def attention_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
 
-    def neuron_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
+    def neurons(self, layer: int, ffn_input: Tensor) -> Neurons:
         raise NotImplementedError
 
-    def neuron_activations(self, layer: int, resid_mid: Tensor) -> Tensor:
+    def neuron_output(self, layer: int, neurons: Tensor | None = None) -> Tensor:
         raise NotImplementedError

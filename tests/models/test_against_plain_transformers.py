@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import ATTENTION_VARIANTS, FAMILIES, LENGTHS, token_ids
+from families import ATTENTION_VARIANTS, CORE, LENGTHS, token_ids
 from reference import Run
 from torch import Tensor
 
 import llm_tt
 from llm_tt.models import identities
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", CORE)
 every_length = pytest.mark.parametrize("n_tokens", LENGTHS)
 
 
@@ -21,7 +21,7 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *ATTENTION_VARIANTS])
+@pytest.mark.parametrize("name", [*CORE, *ATTENTION_VARIANTS])
 @every_length
 def test_logits_equal_those_of_plain_transformers(name: str, n_tokens: int, trace: Callable, plain_run: Callable) -> None:
     expected: Tensor = plain_run(name, n_tokens).logits
@@ -68,7 +68,7 @@ def test_weights_equal_those_of_plain_transformers(name: str, model: Callable, p
     for layer, expected in enumerate(plain_run(name, 2).layers):
         for (weight, bias), expected_weight, expected_bias in (
             (model(name).attention_output(layer), expected.w_o, expected.b_o),
-            (model(name).neuron_output(layer), expected.w_out, expected.b_out),
+            ((model(name).neuron_output(layer), model(name).neurons(layer, torch.zeros(1, 32)).bias), expected.w_out, expected.b_out),
         ):
             assert weight.dtype == torch.float32
             assert torch.equal(weight.double(), expected_weight)
@@ -95,9 +95,8 @@ def test_attention_parts_and_their_bias_are_what_attention_adds(name: str, n_tok
 def test_neuron_parts_and_their_bias_are_what_the_ffn_adds(name: str, n_tokens: int, trace: Callable, plain_run: Callable) -> None:
     made: llm_tt.Trace = trace(name, n_tokens)
     for layer, expected in enumerate(plain_run(name, n_tokens).layers):
-        weight, bias = made.model.neuron_output(layer)
-        activations = made.model.neuron_activations(layer, made.blocks[layer].resid_mid)
-        whole = activations @ weight + (0 if bias is None else bias)
+        neurons = made.model.neurons(layer, made.ffn_input(layer))
+        whole = neurons.activations @ made.model.neuron_output(layer) + (0 if neurons.bias is None else neurons.bias)
         assert relative(whole, expected.ffn_out) <= 1e-5
         assert relative(whole, expected.post - expected.mid) <= 1e-5
 
@@ -107,21 +106,21 @@ def test_neurons_are_taken_after_activation_and_gate(name: str, trace: Callable,
     """LM-TT's neurons are the ones before the activation."""
     made: llm_tt.Trace = trace(name, 20)
     for layer, expected in enumerate(plain_run(name, 20).layers):
-        some = made.model.neuron_activations(layer, made.blocks[layer].resid_mid[[19, 4]])
+        some = made.model.neurons(layer, made.ffn_input(layer)[[19, 4]]).activations
         assert some.dtype == torch.float32
         assert relative(some, expected.neurons[[19, 4]]) <= 1e-5
         if made.model.info.family == "opt":
             assert float(some.min()) == 0, "OPT's neurons are behind a ReLU"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_parts_that_forget_a_bias_would_be_noticed(name: str, model: Callable) -> None:
     """The checkpoints are such that the identities mean something."""
     for layer in range(model(name).info.n_layers):
         trace = model(name).trace(token_ids(7))
         for out, bias in (
             (trace.blocks[layer].attn_out, model(name).attention_output(layer)[1]),
-            (trace.blocks[layer].ffn_out, model(name).neuron_output(layer)[1]),
+            (trace.blocks[layer].ffn_out, model(name).neurons(layer, trace.ffn_input(layer)).bias),
         ):
             if bias is not None:
                 assert relative(out - bias, out) > 0.05
@@ -136,7 +135,7 @@ def test_the_check_at_load_measures_the_identities_far_below_its_tolerance(name:
     assert report.n_tokens == 12
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_model_info_tells_the_facts_of_the_checkpoint(name: str, model: Callable, plain: Callable) -> None:
     info, hf_model = model(name).info, plain(name)
     config = hf_model.config

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, token_ids
+from families import CORE, token_ids
 
 from llm_tt.errors import OutOfMemoryError
 from llm_tt.models import memory
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", CORE)
 
 
 @every_family
@@ -123,7 +123,7 @@ def test_running_out_of_memory_anyway_is_a_sentence_and_leaves_the_model_usable(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm, "captured_attention", exhausted)
+        patch.setattr(llm, "captured_block", exhausted)
         with pytest.raises(OutOfMemoryError, match=r"cpu ran out of memory while tracing 7 tokens\. Shorten the prompt"):
             llm.trace(token_ids(7))
     assert llm.trace(token_ids(7)).n_tokens == 7

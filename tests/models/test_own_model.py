@@ -14,7 +14,7 @@ import llm_tt
 from llm_tt.errors import ModelError, PromptError
 from llm_tt.models import identities
 from llm_tt.models.patterns import StoredPattern
-from llm_tt.models.transparent_llm import BlockActivations, ModelInfo, Trace, TransparentLlm
+from llm_tt.models.transparent_llm import BlockActivations, ModelInfo, Neurons, Trace, TransparentLlm
 from llm_tt.progress import Progress, silent
 
 LAYERS, HEADS, D, N, VOCABULARY = 2, 3, 24, 40, 50
@@ -77,13 +77,13 @@ class OwnLlm(TransparentLlm):
         out = self.blocks[layer].o
         return out.weight.detach().T.reshape(HEADS, D // HEADS, D), out.bias.detach()
 
-    def neuron_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
-        out = self.blocks[layer].down
-        return out.weight.detach().T, out.bias.detach()
-
     @torch.no_grad()
-    def neuron_activations(self, layer: int, resid_mid: Tensor) -> Tensor:
-        return self.blocks[layer].neurons(resid_mid)
+    def neurons(self, layer: int, ffn_input: Tensor) -> Neurons:
+        return Neurons(self.blocks[layer].neurons(ffn_input), self.blocks[layer].down.bias)
+
+    def neuron_output(self, layer: int, neurons: Tensor | None = None) -> Tensor:
+        weight = self.blocks[layer].down.weight.detach().T
+        return weight if neurons is None else weight[neurons]
 
     @torch.no_grad()
     def final_norm(self, x: Tensor) -> Tensor:
@@ -102,10 +102,10 @@ def own() -> OwnLlm:
 def _layers(trace: Trace) -> list[reference.LayerActivations]:
     layers = []
     for layer, block in enumerate(trace.blocks):
-        (w_o, b_o), (w_out, b_out) = trace.model.attention_output(layer), trace.model.neuron_output(layer)
+        (w_o, b_o), w_out = trace.model.attention_output(layer), trace.model.neuron_output(layer)
+        made = trace.model.neurons(layer, trace.ffn_input(layer))
         assert b_o is not None
-        assert b_out is not None
-        neurons = trace.model.neuron_activations(layer, block.resid_mid)
+        assert made.bias is not None
         tensors = {
             "pre": trace.resid_pre(layer),
             "mid": block.resid_mid,
@@ -115,9 +115,9 @@ def _layers(trace: Trace) -> list[reference.LayerActivations]:
             "w_o": w_o,
             "b_o": b_o,
             "attn_out": block.attn_out,
-            "neurons": neurons,
+            "neurons": made.activations,
             "w_out": w_out,
-            "b_out": b_out,
+            "b_out": made.bias,
             "ffn_out": block.ffn_out,
         }
         layers.append(reference.LayerActivations(**{key: tensor.double() for key, tensor in tensors.items()}))

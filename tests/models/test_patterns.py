@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import ATTENTION_VARIANTS, FAMILIES, WINDOW, token_ids
+from families import ATTENTION_VARIANTS, CORE, WINDOW, token_ids
 
 import llm_tt
 from llm_tt.models import bridge
-from llm_tt.models.patterns import RecomputedPattern, StoredPattern
+from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
 
 N_TOKENS = 60
 
@@ -19,13 +19,13 @@ NOT_FUSED = {"gpt_neo"}
 """Families whose attention does not go through the interface of transformers"""
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *ATTENTION_VARIANTS])
+@pytest.mark.parametrize("name", [*CORE, *ATTENTION_VARIANTS])
 def test_attention_runs_fused_wherever_it_can(name: str, model: Callable) -> None:
     assert model(name).info.attention == ("eager" if name in NOT_FUSED else "fused")
     assert model(name, eager=True).info.attention == "eager"
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *ATTENTION_VARIANTS])
+@pytest.mark.parametrize("name", [*CORE, *ATTENTION_VARIANTS])
 @pytest.mark.parametrize(
     ("eager", "kind"),
     [(False, RecomputedPattern), (True, RecomputedPattern), (True, StoredPattern)],
@@ -99,12 +99,12 @@ def test_a_wrong_window_is_not_used_either(wrong: int | None, model: Callable, m
 
 @pytest.mark.parametrize("wrong", [None, WINDOW + 1, WINDOW - 1])
 def test_fused_attention_that_does_not_add_up_is_given_up_for_eager_attention(
-    wrong: int | None, checkpoint: Callable, plain_run: Callable
+    wrong: int | None, checkpoint: Callable, plain_run: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = llm_tt.load_model(str(checkpoint("mistral")))
     assert isinstance(llm, bridge.BridgeLlm)
     assert llm.info.attention == "fused"
-    llm._windows = [wrong] * 3
+    monkeypatch.setattr(Visible, "of", lambda mask: Visible(wrong))
     trace = llm.trace(token_ids(N_TOKENS))
     assert llm.info.attention == "eager"
     for block, layer in zip(trace.blocks, plain_run("mistral", N_TOKENS).layers, strict=True):
@@ -141,8 +141,31 @@ def test_recomputed_rows_by_hand() -> None:
     """Two query heads on one key head, window 2."""
     queries = torch.tensor([[[1.0], [2.0], [3.0]], [[0.0], [0.0], [0.0]]])
     keys = torch.tensor([[[0.5], [1.0], [2.0]]])
-    rows = RecomputedPattern(queries, keys, scale=0.5, window=2).rows([2, 0])
+    rows = RecomputedPattern(queries, keys, scale=0.5, visible=Visible(2)).rows([2, 0])
     weights = torch.tensor([1.5 * 1.0, 1.5 * 2.0]).softmax(0)
     assert torch.allclose(rows[0, 0], torch.tensor([0.0, *weights.tolist()]))
     assert torch.allclose(rows[1, 0], torch.tensor([0.0, 0.5, 0.5]))
     assert torch.equal(rows[:, 1], torch.tensor([[1.0, 0.0, 0.0]] * 2))
+
+
+def _mask(n_tokens: int, sees: Callable[[int, int], bool]) -> torch.Tensor:
+    return torch.tensor([[j <= i and sees(i, j) for j in range(n_tokens)] for i in range(n_tokens)])
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5, 8, 9, 30])
+def test_a_mask_becomes_a_window_only_where_a_window_says_the_same(n_tokens: int) -> None:
+    masks = {
+        "causal": _mask(n_tokens, lambda i, j: True),
+        "window": _mask(n_tokens, lambda i, j: i - j < 8),
+        "chunks": _mask(n_tokens, lambda i, j: i // 8 == j // 8),
+        "holes": _mask(n_tokens, lambda i, j: i == j or j % 3 == 0),
+    }
+    for name, mask in masks.items():
+        visible = Visible.of(mask)
+        assert torch.equal(visible.hidden(torch.arange(n_tokens), n_tokens), ~mask), name
+    for name, window in (("causal", None), ("window", 8 if n_tokens > 8 else None)):
+        assert (Visible.of(masks[name]).window, Visible.of(masks[name]).mask) == (window, None)
+    if n_tokens == 30:
+        assert Visible.of(masks["chunks"]).mask is not None
+        assert Visible.of(masks["holes"]).mask is not None
+    assert (Visible.of(None).window, Visible.of(None).mask) == (None, None)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import MISREAD, byte_level_tokenizer, opt_config, save_checkpoint, token_ids
-from transformers import Gemma2Config, GPTNeoXConfig, MixtralConfig, PretrainedConfig
+from families import MISREAD, byte_level_tokenizer, opt_config, save_checkpoint, save_family, token_ids
 
 import llm_tt
 from llm_tt.errors import ModelError
 from llm_tt.models import identities
 from llm_tt.models.bridge import BridgeLlm
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern
-
-_SHAPE: dict[str, Any] = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+from llm_tt.models.transparent_llm import Neurons
 
 
 def refusal(folder: Path) -> str:
@@ -31,25 +30,37 @@ def refusal(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("config", "reason"),
+    ("name", "reason"),
     [
-        (GPTNeoXConfig(**_SHAPE, max_position_embeddings=64), "'gpt_neox') runs attention and FFN in parallel"),
-        (
-            MixtralConfig(**_SHAPE, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1, max_position_embeddings=64),
-            "'mixtral') has no plain FFN in layer 0",
-        ),
-        (
-            Gemma2Config(**_SHAPE, num_key_value_heads=2, head_dim=8, max_position_embeddings=64),
-            "'gemma2') cannot be decomposed exactly: layer 0",
-        ),
-        (opt_config(do_layer_norm_before=False), "'opt')"),
+        ("modernbert-decoder", "it passes its last representation through a dense layer with an activation before the unembedding"),
+        ("openai-gpt", "it normalises the residual stream after every block"),
+        ("jetmoe", "it routes its attention heads through experts"),
+        ("glm_moe_dsa", "it lets an indexer of its own pick the tokens that attention sees"),
+        ("gemma4_text", "a block that scales the stream, or adds something beside attention and FFN"),
+        ("falcon_new_decoder", "TransformerLens cannot take"),
+        ("phi_qk_norm", "TransformerLens cannot take"),
+        ("gpt_bigcode_multi_head", "TransformerLens cannot take"),
+        ("qwen3_next", "no softmax attention in layer 0"),
+        ("hrm_text", "is not a stack of transformer blocks"),
     ],
-    ids=["parallel", "mixture of experts", "post-norm", "opt-350m"],
 )
-def test_families_that_cannot_be_decomposed_are_refused_by_their_type(config: PretrainedConfig, reason: str, tmp_path: Path) -> None:
+def test_families_that_cannot_be_decomposed_are_refused_by_their_type(name: str, reason: str, tmp_path: Path) -> None:
     """LM-TT issue 24: KeyError hook_resid_mid."""
-    text = refusal(save_checkpoint(tmp_path, config, byte_level_tokenizer()))
+    folder = save_family(name, tmp_path)
+    text = refusal(folder)
     assert reason in text
+    assert f"model type {json.loads((folder / 'config.json').read_text())['model_type']!r}" in text
+
+
+def test_opt_350m_is_refused(tmp_path: Path) -> None:
+    text = refusal(save_checkpoint(tmp_path, opt_config(do_layer_norm_before=False), byte_level_tokenizer()))
+    assert "(model type 'opt') normalises after its blocks" in text
+
+
+def test_blocks_that_no_recipe_covers_are_refused(checkpoint: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = BridgeLlm.attention_output
+    monkeypatch.setattr(BridgeLlm, "attention_output", lambda self, layer: (original(self, layer)[0][:, :-1], None))
+    assert "its blocks are built in a way that no recipe covers" in refusal(checkpoint("gpt_neo"))
 
 
 def _drop_bias(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, None]:
@@ -60,15 +71,31 @@ def _scale(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tenso
     return weight * 1.01, bias
 
 
-@pytest.mark.parametrize("spoil", [_drop_bias, _scale])
-@pytest.mark.parametrize(("method", "what"), [("attention_output", "attention parts"), ("neuron_output", "neuron parts")])
+def _drop_neuron_bias(made: Neurons) -> Neurons:
+    return Neurons(made.activations, None)
+
+
+def _scale_neurons(made: Neurons) -> Neurons:
+    return Neurons(made.activations * 1.01, made.bias)
+
+
+@pytest.mark.parametrize(
+    ("method", "what", "spoil"),
+    [
+        ("attention_output", "attention parts", lambda made: _drop_bias(*made)),
+        ("attention_output", "attention parts", lambda made: _scale(*made)),
+        ("neurons", "neuron parts", _drop_neuron_bias),
+        ("neurons", "neuron parts", _scale_neurons),
+        ("neuron_output", "neuron parts", lambda made: made * 1.01),
+    ],
+)
 def test_parts_that_do_not_add_up_are_refused_with_layer_error_and_cause(
     method: str, what: str, spoil: Callable, checkpoint: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = getattr(BridgeLlm, method)
 
-    def spoiled(self: BridgeLlm, layer: int) -> Any:
-        return spoil(*original(self, layer)) if layer == 1 else original(self, layer)
+    def spoiled(self: BridgeLlm, layer: int, *rest: Any) -> Any:
+        return spoil(original(self, layer, *rest)) if layer == 1 else original(self, layer, *rest)
 
     monkeypatch.setattr(BridgeLlm, method, spoiled)
     text = refusal(checkpoint("gpt2"))
@@ -79,8 +106,13 @@ def test_parts_that_do_not_add_up_are_refused_with_layer_error_and_cause(
 
 
 def test_neurons_before_their_activation_are_refused(checkpoint: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = BridgeLlm.neuron_activations
-    monkeypatch.setattr(BridgeLlm, "neuron_activations", lambda self, layer, mid: original(self, layer, mid) + 0.1)
+    original = BridgeLlm.neurons
+
+    def before(self: BridgeLlm, layer: int, ffn_input: torch.Tensor) -> Neurons:
+        made = original(self, layer, ffn_input)
+        return Neurons(made.activations + 0.1, made.bias)
+
+    monkeypatch.setattr(BridgeLlm, "neurons", before)
     assert "layer 0: neuron parts are off by" in refusal(checkpoint("llama"))
 
 
@@ -135,7 +167,7 @@ def test_the_report_tells_which_identity_fails_first() -> None:
     for what, words in (
         ("attention", "attention parts"),
         ("neurons", "neuron parts"),
-        ("residual", "residual stream"),
+        ("residual", "residual stream parts"),
         ("future", "future tokens"),
     ):
         failure = report(**{what: 0.02}).failure()

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, token_ids
+from families import CORE, token_ids
 from torch import Tensor
 
 import llm_tt
 from llm_tt.models.transparent_llm import BlockActivations
 from llm_tt.progress import Cancelled
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", CORE)
 
 
 def tensors_of(trace: llm_tt.Trace) -> list[Tensor]:
@@ -53,7 +53,7 @@ def test_a_later_trace_changes_nothing_of_an_earlier_one(name: str, model: Calla
     for seed in (1, 2):
         other = model(name).trace(token_ids(20, seed))
         assert not torch.equal(other.embedding, trace.embedding)
-        model(name).neuron_activations(0, other.blocks[0].resid_mid)
+        model(name).neurons(0, other.blocks[0].resid_mid)
         model(name).last_logits(token_ids(20, seed))
     assert_equal(tensors_of(trace), copies)
 
@@ -74,7 +74,7 @@ def test_no_tensor_of_a_prompt_outlives_its_trace(name: str, model: Callable) ->
     trace = llm.trace(token_ids(n_tokens))
     llm_tt.extract_routes(trace, threshold=0.01)
     llm_tt.neuron_contributions(trace, 0, -1)
-    llm.neuron_activations(0, trace.blocks[0].resid_mid)
+    llm.neurons(0, trace.blocks[0].resid_mid)
     llm.last_logits(token_ids(n_tokens))
     assert len(_tensors_with(n_tokens)) > before + 10, "the search must find what is there"
     del trace
@@ -91,7 +91,7 @@ def test_no_hook_and_no_pattern_stays_in_the_model(name: str, model: Callable) -
     llm = model(name)
     before = hooks_of(llm)
     trace = llm.trace(token_ids(20))
-    llm.neuron_activations(1, trace.blocks[1].resid_mid[:2])
+    llm.neurons(1, trace.blocks[1].resid_mid[:2])
     llm.last_logits(token_ids(20))
     assert hooks_of(llm) == before
     assert name == "opt" or set(before.values()) == {0}

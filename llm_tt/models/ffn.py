@@ -1,0 +1,221 @@
+"""The neurons of an FFN block, dense or a mixture of experts: what they do to some rows of the residual stream, and what each of them writes.
+
+Transformers' modules are called as they are and observed on the way, so that activation functions, gates and routing are the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llm_tt.models.info import FfnShape
+from llm_tt.models.transparent_llm import Neurons
+
+_SHARED = ("shared_experts", "shared_expert")
+
+
+class Ffn(Protocol):
+    """One layer's FFN."""
+
+    shape: FfnShape
+
+    def neurons(self, ffn_input: Tensor) -> Neurons:
+        """For rows [P, d] of the residual stream that the FFN reads, in the model's dtype and on the layer's device."""
+        ...
+
+    def output(self, neurons: Tensor | None) -> Tensor:
+        """[N, d], or the rows of some neurons, float32."""
+        ...
+
+
+class DenseFfn:
+    """Neurons are what the output projection is given.
+
+    Args:
+        run: the FFN with its norm, on [1, P, d].
+        out: the output projection, a Linear or a Conv1D.
+        scale: what the block multiplies the FFN's output with.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Any], out: nn.Module, scale: float = 1.0) -> None:
+        self._run, self._out, self._scale = run, unwrapped(out), scale
+        self.shape = FfnShape(n_inputs(self._out))
+
+    def neurons(self, ffn_input: Tensor) -> Neurons:
+        with seen_by(self._out) as seen:
+            self._run(ffn_input[None])
+        return Neurons(_rows(seen[0]), _scaled(getattr(self._out, "bias", None), self._scale))
+
+    def output(self, neurons: Tensor | None) -> Tensor:
+        return _selected(dense_weight(self._out), neurons) * self._scale
+
+
+class MixtureFfn:
+    """Neurons of the experts that a token is sent to, times the routing weight; neurons of shared experts, times their gate.
+
+    Args:
+        run: the FFN with its norm, on [1, P, d].
+        moe: the module that holds router, experts and shared experts.
+        scale: what the block multiplies the FFN's output with.
+        routed_scale: what the routed experts' sum is multiplied with after the experts, where the module does that.
+        scales_inputs: the routing weight multiplies what an expert reads, not what it puts out (Llama 4); every expert then sees every token.
+    """
+
+    def __init__(
+        self, run: Callable[[Tensor], Any], moe: nn.Module, scale: float = 1.0, routed_scale: float = 1.0, scales_inputs: bool = False
+    ) -> None:
+        self._run, self._scale, self._routed_scale, self._scales_inputs = run, scale, routed_scale, scales_inputs
+        self._experts: Any = unwrapped(moe.experts)
+        self._transposed = bool(getattr(self._experts, "is_transposed", scales_inputs))
+        down = self._experts.down_proj
+        self._per_expert = int(down.shape[1 if self._transposed else 2])
+        shared = next((getattr(moe, name) for name in _SHARED if getattr(moe, name, None) is not None), None)
+        self._shared_out: Any = None if shared is None else unwrapped(unwrapped(shared).down_proj)
+        self._shared_gate: Any = unwrapped(getattr(moe, "shared_expert_gate", None))
+        self.shape = FfnShape(self._per_expert, int(down.shape[0]), 0 if shared is None else n_inputs(self._shared_out))
+
+    def neurons(self, ffn_input: Tensor) -> Neurons:
+        n_tokens, n_routed = len(ffn_input), self.shape.n_experts * self._per_expert
+        activations = torch.zeros(n_tokens, self.shape.n_neurons, device=ffn_input.device)
+        bias = torch.zeros(n_tokens, ffn_input.shape[-1], device=ffn_input.device)
+        with (
+            seen_by(self._experts, every=True) as calls,
+            seen_by(self._shared_out) as shared,
+            seen_by(self._shared_gate, output=True) as gates,
+        ):
+            self._run(ffn_input[None])
+        if self._scales_inputs:
+            self._add_scaled_inputs(activations[:, :n_routed], calls[0][0])
+        else:
+            self._add_routed(activations[:, :n_routed], bias, *calls[0])
+        if shared:
+            # Without a gate the shared expert counts in full.
+            gate = _rows(gates[0]).sigmoid() if gates else 1.0
+            activations[:, n_routed:] = _rows(shared[0]) * gate
+            shared_bias = getattr(self._shared_out, "bias", None)
+            if shared_bias is not None:
+                bias += shared_bias.float() * gate
+        return Neurons(activations, bias * self._scale if bias.any() else None)
+
+    def _add_routed(self, activations: Tensor, bias: Tensor, inputs: Tensor, index: Tensor, weights: Tensor) -> None:
+        inputs, weights = inputs.reshape(len(activations), -1), weights.reshape(len(activations), -1).float() * self._routed_scale
+        index = index.reshape(len(activations), -1)
+        experts = self._experts
+        for expert in index.unique().tolist():
+            if expert >= self.shape.n_experts:
+                continue
+            token, slot = (index == expert).nonzero(as_tuple=True)
+            weight = weights[token, slot, None]
+            made = self._expert(expert, inputs[token]).float() * weight
+            activations[token, expert * self._per_expert : (expert + 1) * self._per_expert] += made
+            if getattr(experts, "has_bias", False):
+                bias[token] += experts.down_proj_bias[expert].float() * weight
+
+    def _expert(self, expert: int, inputs: Tensor) -> Tensor:
+        experts = self._experts
+        has_gate = getattr(experts, "has_gate", True)
+        weight = (experts.gate_up_proj if has_gate else experts.up_proj)[expert]
+        made = inputs @ (weight if self._transposed else weight.T)
+        if getattr(experts, "has_bias", False):
+            made = made + (experts.gate_up_proj_bias if has_gate else experts.up_proj_bias)[expert]
+        return experts._apply_gate(made) if has_gate else experts.act_fn(made)
+
+    def _add_scaled_inputs(self, activations: Tensor, inputs: Tensor) -> None:
+        experts = self._experts
+        inputs = inputs.view(self.shape.n_experts, len(activations), -1)
+        gate, up = torch.bmm(inputs, experts.gate_up_proj).chunk(2, dim=-1)
+        activations += (up * experts.act_fn(gate)).float().transpose(0, 1).flatten(1) * self._routed_scale
+
+    def output(self, neurons: Tensor | None) -> Tensor:
+        n_routed = self.shape.n_experts * self._per_expert
+        if neurons is None:
+            neurons = torch.arange(self.shape.n_neurons)
+        routed = neurons[neurons < n_routed].to(self._experts.down_proj.device)
+        expert, index = routed // self._per_expert, routed % self._per_expert
+        down = self._experts.down_proj
+        rows = torch.empty(len(neurons), down.shape[2 if self._transposed else 1], device=down.device)
+        is_routed = (neurons < n_routed).to(down.device)
+        rows[is_routed] = (down[expert, index] if self._transposed else down[expert, :, index]).float()
+        if self._shared_out is not None:
+            shared = neurons[neurons >= n_routed] - n_routed
+            rows[~is_routed] = _selected(dense_weight(self._shared_out), shared).to(down.device)
+        return rows * self._scale
+
+
+class OpaqueFfn:
+    """An FFN whose neurons no recipe covers: it is shown as one block."""
+
+    shape = FfnShape(0)
+
+    def neurons(self, ffn_input: Tensor) -> Neurons:
+        return Neurons(torch.zeros(len(ffn_input), 0, device=ffn_input.device), None)
+
+    def output(self, neurons: Tensor | None) -> Tensor:
+        return torch.zeros(0, 0)
+
+
+def has_experts(module: Any) -> bool:
+    """Whether a module is a mixture whose experts are kept as transformers keeps them: stacked in one tensor."""
+    experts = unwrapped(getattr(module, "experts", None))
+    return isinstance(getattr(experts, "down_proj", None), Tensor) and experts.down_proj.ndim == 3
+
+
+def unwrapped(module: Any) -> Any:
+    """The Hugging Face module inside TransformerLens' wrappers."""
+    while isinstance(module, nn.Module) and isinstance(module._modules.get("_original_component"), nn.Module):
+        module = module._modules["_original_component"]
+    return module
+
+
+def dense_weight(module: Any) -> Tensor:
+    """[in, out] float32 of a Linear or a Conv1D."""
+    from transformers.pytorch_utils import Conv1D
+
+    module = unwrapped(module)
+    weight = module.weight.detach()
+    return (weight if isinstance(module, Conv1D) else weight.T).float()
+
+
+def n_inputs(module: Any) -> int:
+    from transformers.pytorch_utils import Conv1D
+
+    module = unwrapped(module)
+    return int(module.weight.shape[0]) if isinstance(module, Conv1D) else int(module.in_features)
+
+
+@contextmanager
+def seen_by(module: nn.Module | None, every: bool = False, output: bool = False) -> Iterator[list[Any]]:
+    """Collect what a module is called with: the first argument, all of them (`every`), or what it returns (`output`)."""
+    seen: list[Any] = []
+    if module is None:
+        yield seen
+        return
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        called = (*args, *kwargs.values())
+        seen.append(called if every else called[0])
+
+    if output:
+        handle = module.register_forward_hook(lambda _, args, made: seen.append(made))
+    else:
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1]).float()
+
+
+def _selected(rows: Tensor, index: Tensor | None) -> Tensor:
+    return rows if index is None else rows[index.to(rows.device)]
+
+
+def _scaled(bias: Tensor | None, scale: float) -> Tensor | None:
+    return None if bias is None else bias.detach().float() * scale
