@@ -34,6 +34,7 @@ _NOT_WEIGHTS = {
     "XLORA": "it mixes several adapters anew for every token",
     "POLY": "it mixes several adapters by the task",
 }
+_SAVED_TWICE = re.compile(r"\.(modules_to_save|original_module)\.")
 _PLAIN_INITS = (True, False, None, "gaussian", "orthogonal")
 """Of LoRA's ways to begin; the others (PiSSA, OLoRA, ...) write into the base when the adapter is put on"""
 
@@ -166,7 +167,7 @@ def _with_adapter(model: Any, adapter: Adapter) -> Any:
     key_mapping = getattr(model, "_checkpoint_conversion_mapping", {})
     result = made.load_adapter(str(adapter.folder), "default", key_mapping=key_mapping)
     # PEFT may save an extended embedding that it trains as a whole under three names.
-    saved_for_nothing = [key for key in result.unexpected_keys if re.sub(r"\.(modules_to_save|original_module)\.", ".", key) not in saved]
+    saved_for_nothing = [key for key in result.unexpected_keys if (plain := _SAVED_TWICE.sub(".", key)) == key or plain not in saved]
     if result.missing_keys:
         raise ModelError(_misfit(adapter, None, f'it has no weights for "{_module(result.missing_keys[0])}".'))
     if saved_for_nothing:
