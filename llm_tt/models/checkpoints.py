@@ -259,7 +259,12 @@ def _load(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, devi
         quantized.require_bitsandbytes(f'"{where}", whose weights are quantised,')
     from_pretrained: Any = transformers.AutoModelForCausalLM.from_pretrained
     try:
-        model, report = hub.translated(where, source.revision, lambda: from_pretrained(where, **options))
+        try:
+            model, report = hub.translated(where, source.revision, lambda: from_pretrained(where, **options))
+        except ModelError as error:
+            if "ignore_mismatched_sizes" in str(error):
+                raise ModelError(_mismatch(where, source.folder, config)) from error
+            raise
         _require_whole(where, report)
         ignored = _ignored(model, where, report)
         if spec.quantization is None and method is None and device != BALANCED:
@@ -282,15 +287,30 @@ def _load(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, devi
 
 def _require_whole(where: str, report: Mapping[str, Any]) -> None:
     """transformers only warns about tensors that it had to make up, and about those it did not know."""
-    mismatched = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report.get("mismatched_keys", ()))
-    if mismatched:
-        raise ModelError(f'"{where}" has tensors of other shapes than its config.json says: {_some(mismatched)}. Save the model again.')
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise ModelError(
             f'"{where}" lacks {len(missing)} of its weights: {_some(missing)}. They would be random numbers. '
             "Save the whole model with save_pretrained, or correct its config.json."
         )
+
+
+def _mismatch(where: str, folder: Path | None, config: Any) -> str:
+    """Which tensors have other shapes than the configuration says; transformers tells that only to its log."""
+    import transformers
+
+    with torch.device("meta"):
+        expected = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    stored = weights.tensors(folder) if folder is not None else {}
+    wrong = [
+        f"{name} is {list(stored[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in stored and stored[name].shape != tuple(tensor.shape)
+    ]
+    return (
+        f'"{where}" has tensors of other shapes than its config.json says{": " if wrong else ""}{_some(wrong)}. '
+        "Correct its config.json (vocab_size after adding tokens, for example), or save the model again with save_pretrained."
+    )
 
 
 def _ignored(model: Any, where: str, report: Mapping[str, Any]) -> list[str]:
