@@ -12,23 +12,39 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from llm_tt.demo import MODEL_DIR
 from llm_tt.errors import ConfigError, ModelError
 
 DEMO = "demo"
 _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*')
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+BALANCED = "balanced"
+"""The device that spreads a model's layers over all CUDA devices"""
+_DEVICE = re.compile(rf"auto|cpu|mps|cuda(:\d+)?|{BALANCED}")
+_BACKEND = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 _PATHS = ("path", "adapter", "base", "chat_template")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["8bit", "4bit"]
 
 
 def _known_device(value: Any) -> Any:
     if isinstance(value, str) and not _DEVICE.fullmatch(value):
-        raise ValueError('expected "auto", "cpu", "mps", "cuda" or "cuda:0"')
+        raise ValueError('expected "auto", "cpu", "mps", "cuda", "cuda:0" or "balanced"')
+    return value
+
+
+def _a_class(value: Any) -> Any:
+    if isinstance(value, str) and not _BACKEND.fullmatch(value):
+        raise ValueError('expected a class, written "package.module:Class"')
+    return value
+
+
+def _beside_a_backend(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    if value and info.data.get("backend") is None:
+        raise ValueError('expected "backend" beside it, whose settings these are')
     return value
 
 
@@ -41,14 +57,18 @@ class ModelSpec(_Strict):
 
     name: str = Field(description="what the user calls it")
     path: str | None = Field(default=None, description="folder or hub name; the model's name if not given")
-    adapter: str | None = Field(default=None, description="folder of a PEFT adapter to merge")
+    adapter: str | None = Field(default=None, description="folder or hub name of a PEFT adapter to merge")
     base: str | None = Field(default=None, description="the adapter's base model, if not the one the adapter names")
     dtype: Dtype = "auto"
     device: Annotated[str, BeforeValidator(_known_device)] = "auto"
     chat_template: str | None = Field(default=None, description="file with a chat template, instead of the checkpoint's")
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
+    adapter_revision: str | None = Field(default=None, description="the same for the adapter")
+    quantization: Quantization | None = Field(default=None, description="bits a weight, by bitsandbytes")
     trust_remote_code: bool = Field(default=False, description="run code that the checkpoint brings")
     allow_pickle: bool = Field(default=False, description="open weights that are not safetensors")
+    backend: Annotated[str | None, BeforeValidator(_a_class)] = Field(default=None, description="a TransparentLlm of one's own")
+    options: Annotated[dict[str, Any], AfterValidator(_beside_a_backend)] = Field(default={}, description="settings of that backend")
 
     @classmethod
     def named(cls, name: str) -> ModelSpec:

@@ -410,20 +410,16 @@ def _listed(names: Sequence[str]) -> str:
 
 def _folder(where: str, revision: str | None = None) -> Path:
     """A folder as it is; a hub name as its snapshot in the cache, fetched if it is not there."""
-    from llm_tt.models import checkpoints
+    from llm_tt.models import hub
 
     if where == DEMO and not os.path.isdir(where):
         return MODEL_DIR
     expanded = Path(where).expanduser()
     if expanded.is_dir():
         return expanded
-    if checkpoints._is_path(where):
+    if hub.is_path(where):
         raise ModelError(f'Model folder "{where}" does not exist. Check the path.')
-    from huggingface_hub import snapshot_download
-
-    spec = ModelSpec(name=where, revision=revision)
-    patterns = ["model*.safetensors", "adapter_model*.safetensors", "*.json"]
-    return Path(checkpoints._translated(spec, where, lambda: snapshot_download(where, revision=revision, allow_patterns=patterns)))
+    return hub.snapshot(where, ["model*.safetensors", "adapter_model*.safetensors", "*.json"], revision)
 
 
 def _is_adapter(folder: Path) -> bool:

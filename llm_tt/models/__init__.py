@@ -25,8 +25,8 @@ def load_model(
 
     Args:
         model: "demo", a folder, a hub name, or a specification from the configuration.
-        adapter: folder of a PEFT adapter to merge into it.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        adapter: folder or hub name of a PEFT adapter to merge into it.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", "balanced" (over all CUDA devices).
         dtype: "auto", "float32", "bfloat16", "float16".
 
     Raises:
@@ -56,9 +56,13 @@ def load_unchecked(
         raise ModelError('No model is named. Give a folder, a hub name, or "demo".')
     spec = model.changed(adapter=adapter, device=None if device == "auto" else device, dtype=None if dtype == "auto" else dtype)
 
+    progress("Importing the model libraries", 0.0)
+    if spec.backend is not None:
+        from llm_tt.models.own import load_own
+
+        return load_own(spec)
     from llm_tt.models.checkpoints import load_checkpoint
 
-    progress("Importing the model libraries", 0.0)
     checkpoint = load_checkpoint(spec, progress)
     progress(f"Preparing {spec.name}", 0.85)
     from llm_tt.models.bridge import BridgeLlm

@@ -29,11 +29,12 @@ from llm_tt.models.blocks import (
     value_limit,
 )
 from llm_tt.models.capture import Captured
-from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, dense_weight, has_experts, unwrapped
+from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, has_experts, unwrapped
 from llm_tt.models.info import FfnShape
 from llm_tt.models.memory import require_memory
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
 from llm_tt.models.prompts import PromptMaker
+from llm_tt.models.quantized import dense_weight
 from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, FrozenNorm, ModelInfo, Neurons, TransparentLlm
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
@@ -69,13 +70,21 @@ class BridgeLlm(TransparentLlm):
         tokenizer: for ids and display; stays untouched.
         bridge_tokenizer: a second instance, which the bridge changes.
         chat_template: Jinja text that goes before the tokenizer's own.
+        notes: sentences on what was done to the checkpoint to load it.
 
     Raises:
         ModelError: TransformerLens does not know the architecture, or the model is built in a way that no recipe covers.
     """
 
     def __init__(
-        self, name: str, hf_model: Any, tokenizer: Any, bridge_tokenizer: Any, adapter: str | None = None, chat_template: str | None = None
+        self,
+        name: str,
+        hf_model: Any,
+        tokenizer: Any,
+        bridge_tokenizer: Any,
+        adapter: str | None = None,
+        chat_template: str | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         from transformer_lens.model_bridge import TransformerBridge
 
@@ -128,6 +137,7 @@ class BridgeLlm(TransparentLlm):
             tokenizer=self._prompts.info(),
             ffn=shapes,
             not_shown=_not_shown(shapes),
+            notes=notes,
         )
         self._logit_scale, self._logit_cap = logit_scale(self._config), logit_cap(self._config)
         self._windows = attention_windows(self._config, self.info.n_layers)

@@ -5,8 +5,10 @@ Every way in which a checkpoint can be unusable ends in a `ModelError` that name
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import os
+import re
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,26 @@ from typing import Any
 import torch
 
 from llm_tt.chat import check_template
-from llm_tt.config import ModelSpec
+from llm_tt.config import BALANCED, ModelSpec
 from llm_tt.errors import ModelError, OutOfMemoryError
+from llm_tt.models import adapters, hub, quantized, weights
+from llm_tt.models.adapters import Adapter
 from llm_tt.models.memory import available_bytes, show_bytes
+from llm_tt.models.sharing import BASES
 from llm_tt.progress import Progress, silent
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenization_*.py")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_OTHER_TASKS = {
+    "ForSequenceClassification": "classifies whole texts",
+    "ForTokenClassification": "classifies tokens",
+    "ForQuestionAnswering": "marks answers in a text",
+    "ForMultipleChoice": "chooses between texts",
+    "ForMaskedLM": "fills in masked tokens and reads in both directions",
+}
+_BLOCK = re.compile(r"\.\d+\.")
+_NOTES = "_llm_tt_notes"
+"""Attribute of a loaded model; its copies have it as well"""
+_QUANTIZED_SHARE = {"8bit": 0.55, "4bit": 0.3}
+"""Of the memory in half precision, embeddings (which stay as they are) included"""
 
 
 @dataclass(frozen=True)
@@ -33,10 +48,27 @@ class Checkpoint:
     adapter: str | None
     chat_template: str | None = None
     """of the configuration; it goes before the tokenizer's own"""
+    notes: tuple[str, ...] = ()
+    """sentences on what was done to the checkpoint to load it"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from."""
+
+    where: str
+    """folder or hub name of the weights"""
+    revision: str | None
+    adapter: Adapter | None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, or the hub model's snapshot in the local cache; None if that is still to be downloaded."""
+        return Path(self.where) if os.path.isdir(self.where) else hub.cached_snapshot(self.where, self.revision)
 
 
 def resolve_device(device: str) -> str:
-    """'auto', 'cpu', 'cuda', 'cuda:1', 'mps' -> a device that exists.
+    """'auto', 'cpu', 'cuda', 'cuda:1', 'mps', 'balanced' -> a device that exists.
 
     Raises:
         ModelError: this machine does not have it.
@@ -46,8 +78,15 @@ def resolve_device(device: str) -> str:
             return "cuda:0"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, index = device.partition(":")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == BALANCED:
+        if not count:
+            raise ModelError('Device "balanced" spreads a model over CUDA devices, but this machine has none. Use "auto" or "cpu".')
+        if importlib.util.find_spec("accelerate") is None:
+            raise ModelError(
+                'Device "balanced" needs the package accelerate, which is not installed. Run "pip install accelerate", or name one device.'
+            )
     if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
             found = f"it has {count} CUDA device{'s' if count != 1 else ''}" if count else "it has no CUDA device"
             raise ModelError(f'Device "{device}" is not on this machine: {found}. Use "auto" or "cpu".')
@@ -66,8 +105,17 @@ def resolve_dtype(dtype: str, device: str, checkpoint_dtype: torch.dtype | None)
     return checkpoint_dtype
 
 
+def placement(device: str) -> dict[str, Any]:
+    """What `from_pretrained` needs to put the weights where they belong, without a copy on the CPU first if accelerate is there."""
+    if device == BALANCED:
+        return {"device_map": "balanced"}
+    if device != "cpu" and importlib.util.find_spec("accelerate") is not None:
+        return {"device_map": {"": device}}
+    return {}
+
+
 def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
-    """Load what a `ModelSpec` describes.
+    """Load what a `ModelSpec` describes. Models of one checkpoint share its weights (`llm_tt.models.sharing`).
 
     Raises:
         ModelError: a folder, file or hub model is missing, incomplete or not allowed.
@@ -75,102 +123,214 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
     """
     import transformers
 
-    where, adapter = _locate(spec)
-    folder, is_folder = Path(where), os.path.isdir(where)
-    if is_folder:
-        _require_complete(folder, spec)
     device = resolve_device(spec.device)
-    hub: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
-    if spec.revision is not None:
-        hub["revision"] = spec.revision
-
+    if spec.quantization is not None:
+        quantized.require_bitsandbytes(f'"quantization": "{spec.quantization}" of {spec.name}')
     progress(f"Reading the configuration of {spec.name}", 0.0)
-    config = _translated(spec, where, lambda: transformers.AutoConfig.from_pretrained(where, **hub))
-    progress(f"Reading the tokenizer of {spec.name}", 0.05)
-    tokenizer_source = adapter if adapter and _has_tokenizer(Path(adapter)) else where
-    tokenizer = _translated(spec, where, lambda: transformers.AutoTokenizer.from_pretrained(tokenizer_source, **hub))
-    bridge_tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_source, **hub)
-    chat_template = _chat_template(spec, tokenizer)
+    source = locate(spec)
+    where, adapter = source.where, source.adapter
+    if spec.quantization is not None and adapter is not None:
+        raise ModelError(
+            f'Adapter "{adapter.name}" cannot be merged exactly into weights of {spec.quantization.removesuffix("bit")} bits. '
+            'Leave out "quantization" and set "dtype" to "bfloat16", or save the merged model and load that in fewer bits.'
+        )
+    own_tokenizer = adapter is not None and weights.has_tokenizer(adapter.folder)
+    if os.path.isdir(where):
+        weights.require_complete(Path(where), spec.allow_pickle, own_tokenizer)
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    at = {**options, "revision": source.revision} if source.revision is not None else options
+    config = hub.translated(where, source.revision, lambda: transformers.AutoConfig.from_pretrained(where, **at))
+    _require_causal(where, config)
+    if not os.path.isdir(where):
+        weights.require_plain_weights(where, config.to_dict())
 
-    dtype = resolve_dtype(spec.dtype, device, getattr(config, "dtype", None))
-    if is_folder:
-        _require_weights_fit(folder, spec.name, dtype, getattr(config, "dtype", None) or torch.float32, device)
-    progress(f"Loading the weights of {spec.name}", 0.1)
-    options: dict[str, Any] = {**hub, "dtype": dtype, "attn_implementation": "eager"}
+    progress(f"Reading the tokenizer of {spec.name}", 0.05)
+    from_, tokenizer_options = (str(adapter.folder), options) if adapter is not None and own_tokenizer else (where, at)
+    tokenizer, bridge_tokenizer = (
+        hub.translated(where, source.revision, lambda: transformers.AutoTokenizer.from_pretrained(from_, **tokenizer_options)) for _ in "ab"
+    )
+
+    chat_template = _chat_template(spec, tokenizer)
+    # Else TransformerLens would load it once more, by its name alone: without revision or remote code, and from the hub.
+    bridge_tokenizer.init_kwargs["add_bos_token"] = True
+
+    folder = source.folder
+    stored = weights.stored_dtype(folder) if folder else None
+    dtype = resolve_dtype(spec.dtype, device, getattr(config, "dtype", None) or stored)
+
+    def load() -> Any:
+        progress(f"Loading the weights of {spec.name}", 0.1)
+        return _load(spec, source, config, dtype, device, at)
+
+    # The modules of a quantised or dispatched model are more than their tensors: such a model is loaded for itself.
+    alone = spec.quantization is not None or device == BALANCED
+    model = load() if alone else BASES.copy(_key(spec, source, config, dtype, device), load)
+    if adapter is not None:
+        progress(f"Merging the adapter {adapter.name}", 0.7)
+        model = adapters.merge(model, adapter, spec.name)
+    return Checkpoint(model, tokenizer, bridge_tokenizer, adapter.name if adapter else None, chat_template, getattr(model, _NOTES))
+
+
+def locate(spec: ModelSpec) -> Source:
+    """Find the weights, and the adapter if the specification names one or is one.
+
+    Raises:
+        ModelError: something is not where it should be.
+    """
+    where, revision = spec.path or spec.name, spec.revision
+    if spec.adapter is not None:
+        adapter = adapters.find_adapter(spec.adapter, spec.adapter_revision, spec.allow_pickle)
+        where, revision = (spec.base, None) if spec.base else (where, revision)
+    elif _is_adapter(spec, where):
+        adapter = adapters.find_adapter(where, spec.adapter_revision or revision, spec.allow_pickle)
+        if spec.base:
+            return Source(_existing(spec.base, f'the base of "{spec.name}" in the configuration'), None, adapter)
+        where, revision = adapters.base_of(adapter), adapter.config.get("revision")
+        try:
+            where = _existing(where, "the path")
+            if not os.path.isdir(where):
+                hub.find_file(where, "config.json", revision)
+        except ModelError as error:
+            raise ModelError(f'Adapter "{adapter.name}" belongs to a model that cannot be found: {error} Or set "base" to it.') from error
+    else:
+        adapter = None
+    entry = "the path" if where == spec.name else f'the path of "{spec.name}" in the configuration'
+    return Source(_existing(where, entry), revision, adapter)
+
+
+def _is_adapter(spec: ModelSpec, where: str) -> bool:
+    """Whether the model's own name is that of an adapter."""
+    _existing(where, "the path" if where == spec.name else f'the path of "{spec.name}" in the configuration')
+    if os.path.isdir(where):
+        return adapters.is_adapter(Path(where))
+    return hub.find_file(where, "config.json", spec.revision) is None and hub.find_file(where, adapters.CONFIG, spec.revision) is not None
+
+
+def _existing(where: str, entry: str) -> str:
+    if os.path.isfile(where):
+        raise ModelError(f'"{where}" is a file. Name the folder that holds it, with config.json and tokenizer.')
+    if hub.is_path(where) and not os.path.isdir(where):
+        raise ModelError(f'Model folder "{where}" does not exist. Check {entry}.')
+    return where
+
+
+def _require_causal(where: str, config: Any) -> None:
+    architecture = next(iter(getattr(config, "architectures", None) or []), "")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f'"{where}" is an encoder-decoder model ({architecture or config.model_type}); llm-tt explains decoders that predict the next token. '
+            "Choose a causal language model."
+        )
+    if any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config")):
+        raise ModelError(
+            f'"{where}" is a multimodal model ({architecture or config.model_type}); llm-tt explains text models. '
+            "Save its language model by itself (often model.language_model with the tokenizer), and load that."
+        )
+    for ending, does in _OTHER_TASKS.items():
+        if architecture.endswith(ending):
+            raise ModelError(
+                f'"{where}" ({architecture}) {does} and predicts no next token. '
+                "Load the language model that it was tuned from, or tune it with AutoModelForCausalLM."
+            )
+
+
+def _key(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, device: str) -> Hashable:
+    """What decides which tensors are loaded."""
+    if os.path.isdir(source.where):
+        what: Hashable = weights.fingerprint(Path(source.where))
+    else:
+        what = (source.where, source.revision, getattr(config, "_commit_hash", None))
+    return (what, dtype, device, spec.trust_remote_code)
+
+
+def _load(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, device: str, at: Mapping[str, Any]) -> Any:
+    """The Hugging Face model, every tensor of it from the checkpoint, in one dtype and on its device."""
+    import transformers
+
+    where = source.where
+    _require_fit(spec, source.folder, dtype, device)
+    options: dict[str, Any] = {**at, "dtype": dtype, "attn_implementation": "eager", "output_loading_info": True, **placement(device)}
+    # A broken generation_config.json is no obstacle: nothing is generated here.
+    options["generation_config"] = transformers.GenerationConfig()
     if not spec.allow_pickle:
         options["use_safetensors"] = True
-    model = _translated(spec, where, lambda: transformers.AutoModelForCausalLM.from_pretrained(where, **options))
-    if adapter:
-        progress(f"Merging the adapter {adapter}", 0.7)
-        model = _merge(model, adapter, spec)
-    progress(f"Moving {spec.name} to {device}", 0.8)
+    method = _method(config)
+    if spec.quantization is not None:
+        options["quantization_config"] = quantized.quantization_config(spec.quantization, dtype)
+    elif method in weights.DEQUANTIZED:
+        options["quantization_config"] = quantized.dequantizing_config(method)
+    elif method == "bitsandbytes":
+        quantized.require_bitsandbytes(f'"{where}", whose weights are quantised,')
+    from_pretrained: Any = transformers.AutoModelForCausalLM.from_pretrained
     try:
-        model = model.to(device)
-    except torch.OutOfMemoryError as error:
+        try:
+            model, report = hub.translated(where, source.revision, lambda: from_pretrained(where, **options))
+        except ModelError as error:
+            if "ignore_mismatched_sizes" in str(error):
+                raise ModelError(_mismatch(where, source.folder, config)) from error
+            raise
+        _require_whole(where, report)
+        ignored = _ignored(model, where, report)
+        if spec.quantization is None and method is None and device != BALANCED:
+            model = model.to(device)
+    except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(
             f"{spec.name} does not fit on {device}. Unload other models, or set its dtype to bfloat16 in the configuration."
         ) from error
-    return Checkpoint(model, tokenizer, bridge_tokenizer, adapter, chat_template)
+    offloaded = {str(target) for target in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"}
+    if offloaded and device == BALANCED:
+        raise OutOfMemoryError(
+            f'{spec.name} does not fit on the CUDA devices together. Unload other models, or set its "dtype" to "bfloat16" in the configuration.'
+        )
+    if not getattr(model.config, "architectures", None):
+        # TransformerLens chooses by this name; fine-tuning scripts lose it.
+        model.config.architectures = [type(model).__name__]
+    setattr(model, _NOTES, _notes(source.folder, dtype, ignored))
+    return model
 
 
-def _locate(spec: ModelSpec) -> tuple[str, str | None]:
-    """The folder or hub name of the weights, and the adapter's folder, if any."""
-    where, adapter = spec.path or spec.name, spec.adapter
-    if _is_path(where) and not os.path.isdir(where):
-        entry = "the path" if where == spec.name else f'the path of "{spec.name}" in the configuration'
-        raise ModelError(f'Model folder "{where}" does not exist. Check {entry}.')
-    if os.path.isdir(where) and (Path(where) / "adapter_config.json").is_file() and not (Path(where) / "config.json").is_file():
-        where, adapter = spec.base or _base_of(Path(where)), where
-    if spec.base and spec.adapter:
-        where = spec.base
-    if adapter is not None:
-        _require_adapter(Path(adapter), spec)
-    return where, adapter
-
-
-def _require_adapter(folder: Path, spec: ModelSpec) -> None:
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(f'Adapter folder "{folder}" has no adapter_config.json. Name the folder that PEFT saved.')
-    if next(folder.glob("*.safetensors"), None) is None and not spec.allow_pickle:
+def _require_whole(where: str, report: Mapping[str, Any]) -> None:
+    """transformers only warns about tensors that it had to make up, and about those it did not know."""
+    missing = sorted(report.get("missing_keys", ()))
+    if missing:
         raise ModelError(
-            f'Adapter folder "{folder}" has no weights in safetensors (adapter_model.safetensors). Save it with safe_serialization=True, '
-            'or set "allow_pickle": true for this model if you trust its pickle.'
+            f'"{where}" lacks {len(missing)} of its weights: {_some(missing)}. They would be random numbers. '
+            "Save the whole model with save_pretrained, or correct its config.json."
         )
 
 
-def _base_of(adapter: Path) -> str:
-    try:
-        base = json.loads((adapter / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f'The adapter_config.json in "{adapter}" is not valid: {error}. Save the adapter again.') from error
-    if not base:
-        raise ModelError(f'Adapter folder "{adapter}" does not say which model it belongs to. Set "base" in the configuration.')
-    return base
+def _mismatch(where: str, folder: Path | None, config: Any) -> str:
+    """Which tensors have other shapes than the configuration says; transformers tells that only to its log."""
+    import transformers
+
+    with torch.device("meta"):
+        expected = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    stored = weights.tensors(folder) if folder is not None else {}
+    wrong = [
+        f"{name} is {list(stored[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in stored and stored[name].shape != tuple(tensor.shape)
+    ]
+    return (
+        f'"{where}" has tensors of other shapes than its config.json says{": " if wrong else ""}{_some(wrong)}. '
+        "Correct its config.json (vocab_size after adding tokens, for example), or save the model again with save_pretrained."
+    )
 
 
-def _is_path(where: str) -> bool:
-    return where.startswith(("/", "./", "../", "~")) or where.endswith("/") or where.count("/") > 1 or os.path.isdir(where)
+def _ignored(model: Any, where: str, report: Mapping[str, Any]) -> list[str]:
+    """Tensors of the checkpoint that the model has no use for.
 
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any(next(folder.glob(pattern), None) for pattern in _TOKENIZER_FILES)
-
-
-def _require_complete(folder: Path, spec: ModelSpec) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f'Model folder "{folder}" has no config.json. Save the model with save_pretrained, or name another folder.')
-    if not _has_tokenizer(folder):
+    Raises:
+        ModelError: they are blocks that its config.json does not count.
+    """
+    unexpected = sorted(report.get("unexpected_keys", ()))
+    names = set(model.state_dict())
+    if beyond := [name for name in unexpected if _BLOCK.sub(".0.", name, count=1) in names]:
         raise ModelError(
-            f'Model folder "{folder}" has no tokenizer (tokenizer.json or tokenizer.model). '
-            "Copy the tokenizer files of the base model into it, or save them with tokenizer.save_pretrained."
+            f'"{where}" has weights of more blocks than its config.json says, which would be left out: {_some(beyond)}. '
+            "Correct num_hidden_layers in its config.json."
         )
-    if next(folder.glob("*.safetensors"), None) is None and not spec.allow_pickle:
-        if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
-            raise ModelError(
-                f'Model folder "{folder}" has its weights only as pickles, which can run code when they are opened. '
-                'Save them with safe_serialization=True, or set "allow_pickle": true for this model if you trust it.'
-            )
-        raise ModelError(f'Model folder "{folder}" has no weights (*.safetensors). Save the model with save_pretrained into it.')
+    return unexpected
 
 
 def _chat_template(spec: ModelSpec, tokenizer: Any) -> str | None:
@@ -193,71 +353,35 @@ def _chat_template(spec: ModelSpec, tokenizer: Any) -> str | None:
     return template
 
 
-def _require_weights_fit(folder: Path, name: str, dtype: torch.dtype, stored: torch.dtype, device: str) -> None:
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) * dtype.itemsize // stored.itemsize
-    available = available_bytes(device)
+def _notes(folder: Path | None, dtype: torch.dtype, ignored: list[str]) -> tuple[str, ...]:
+    notes = []
+    if folder is not None and (dtypes := weights.mixed_dtypes(folder)):
+        notes.append(f"The checkpoint stores {' and '.join(dtypes)}; all of it was loaded as {str(dtype).removeprefix('torch.')}.")
+    if ignored:
+        notes.append(f"Not part of the language model and left out: {_some(ignored)}.")
+    return tuple(notes)
+
+
+def _require_fit(spec: ModelSpec, folder: Path | None, dtype: torch.dtype, device: str) -> None:
+    """Refuse, before anything is read, weights that would not fit."""
+    if folder is None:
+        return
+    size = weights.loaded_bytes(folder, dtype)
+    if spec.quantization is not None:
+        size = int(size * _QUANTIZED_SHARE[spec.quantization] * 2 / dtype.itemsize)
+    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if device == BALANCED else [device]
+    available = sum(available_bytes(each) for each in devices)
     if size > available:
         raise OutOfMemoryError(
-            f"{name} needs about {show_bytes(size)} in {str(dtype).removeprefix('torch.')}, but {device} has {show_bytes(available)} free. "
+            f"{spec.name} needs about {show_bytes(size)} in {str(dtype).removeprefix('torch.')}, but {device} has {show_bytes(available)} free. "
             'Unload other models, or set its "dtype" to "bfloat16" in the configuration.'
         )
 
 
-def _merge(model: Any, adapter: str, spec: ModelSpec) -> Any:
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except Exception as error:
-        # Damaged files surface as the private exceptions of safetensors.
-        raise ModelError(
-            f'Adapter "{adapter}" is damaged or does not fit the base model of "{spec.name}": {_first_line(error)} '
-            'Set "base" to the model it was trained on, or save the adapter again.'
-        ) from error
+def _method(config: Any) -> str | None:
+    found = getattr(config, "quantization_config", None)
+    return found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
 
 
-def _translated(spec: ModelSpec, where: str, load: Any) -> Any:
-    """Run a Hugging Face loader; its errors become sentences about this model."""
-    from huggingface_hub import errors as hub_errors
-
-    try:
-        return load()
-    except Exception as error:
-        chain = list(_causes(error))
-        text = " ".join(str(cause) for cause in chain)
-        if any(isinstance(cause, hub_errors.GatedRepoError) for cause in chain) or "gated repo" in text:
-            reason = f'"{where}" is a gated model. Accept its terms on the hub and log in with `hf auth login`'
-        elif any(isinstance(cause, hub_errors.LocalEntryNotFoundError | ConnectionError) for cause in chain) or _mentions_network(text):
-            offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-            reason = (
-                f'"{where}" is neither a folder nor in the local cache, and the hub cannot be reached{offline}. '
-                "Give the folder of the model, or connect and try again"
-            )
-        elif any(isinstance(cause, hub_errors.RepositoryNotFoundError | hub_errors.RevisionNotFoundError) for cause in chain):
-            revision = f" with revision {spec.revision!r}" if spec.revision else ""
-            reason = f'The hub has no model "{where}"{revision}. Check the spelling, or give a folder'
-        elif "trust_remote_code" in text:
-            reason = f'"{where}" runs code of its own. If you trust it, set "trust_remote_code": true for it in the configuration'
-        elif isinstance(error, ImportError):
-            reason = f'"{where}" needs a package that is not installed: {_first_line(error)}'
-        elif isinstance(error, OSError | ValueError | KeyError | RuntimeError | json.JSONDecodeError):
-            reason = f'"{where}" cannot be loaded: {_first_line(error)}'
-        else:
-            # Damaged files surface as the private exceptions of safetensors and tokenizers.
-            reason = f'"{where}" cannot be loaded, a file of it may be damaged: {type(error).__name__}: {_first_line(error)}'
-        raise ModelError(reason + ("" if reason.endswith(".") else ".")) from error
-
-
-def _causes(error: BaseException) -> Any:
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__
-
-
-def _mentions_network(text: str) -> bool:
-    return any(phrase in text for phrase in ("couldn't connect", "offline mode", "Cannot send a request", "Max retries", "Connection"))
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

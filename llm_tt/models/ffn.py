@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_tt.models.info import FfnShape
+from llm_tt.models.quantized import dense_weight
 from llm_tt.models.transparent_llm import Neurons
 
 _SHARED = ("shared_experts", "shared_expert")
@@ -176,15 +177,6 @@ def unwrapped(module: Any) -> Any:
     while isinstance(module, nn.Module) and isinstance(module._modules.get("_original_component"), nn.Module):
         module = module._modules["_original_component"]
     return module
-
-
-def dense_weight(module: Any) -> Tensor:
-    """[in, out] float32 of a Linear or a Conv1D."""
-    from transformers.pytorch_utils import Conv1D
-
-    module = unwrapped(module)
-    weight = module.weight.detach()
-    return (weight if isinstance(module, Conv1D) else weight.T).float()
 
 
 def n_inputs(module: Any) -> int:

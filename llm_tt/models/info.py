@@ -95,6 +95,8 @@ class ModelInfo:
     """numbers that a trace keeps of one token's attention in a layer, on average: queries, keys, values, gates; None: as plain heads have them"""
     not_shown: tuple[str, ...] = ()
     """sentences on what this model has and the method cannot show, for example neurons that no expert recipe covers"""
+    notes: tuple[str, ...] = ()
+    """sentences on what was done to the checkpoint to load it, for example that several dtypes became one"""
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -12,21 +12,11 @@ import pytest
 import torch
 from families import metaspace_tokenizer, token_ids
 from reference import load_plain
+from refusing import refusal
 
 import llm_tt
 from llm_tt.errors import ModelError
 from llm_tt.models import checkpoints
-
-
-def refusal(model: str | llm_tt.ModelSpec, **options: Any) -> str:
-    """The sentence with which a model is refused."""
-    with pytest.raises(ModelError) as caught:
-        llm_tt.load_model(model, **options)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert "Traceback" not in text
-    assert text.endswith((".", "?"))
-    return text
 
 
 @pytest.fixture
@@ -364,3 +354,85 @@ def test_the_users_tokenizer_stays_as_it_was(folder: Path) -> None:
         assert used.encode(text) == untouched(text).input_ids
     assert used._prompts._tokenizer.padding_side == untouched.padding_side
     assert used._prompts._tokenizer.all_special_tokens == untouched.all_special_tokens
+
+
+# --- several GPUs
+
+
+def test_balanced_needs_cuda_devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    text = refusal(str(folder), device="balanced")
+    assert 'Device "balanced" spreads a model over CUDA devices, but this machine has none' in text
+    assert 'Use "auto" or "cpu"' in text
+
+
+def test_balanced_needs_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert checkpoints.resolve_device("balanced") == "balanced"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r'Device "balanced" needs the package accelerate, which is not installed\. Run "pip install'):
+        checkpoints.resolve_device("balanced")
+
+
+def test_where_the_loader_is_told_to_put_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    assert checkpoints.placement("cpu") == {}
+    assert checkpoints.placement("balanced") == {"device_map": "balanced"}
+    assert checkpoints.placement("cuda:1") == {"device_map": {"": "cuda:1"}}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert checkpoints.placement("cuda:1") == {}
+
+
+@pytest.fixture
+def two_devices(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Two pretended CUDA devices with 1 GB each; the map by which a model is spread, on the CPU in truth."""
+    import transformers
+
+    where = {"model.embed_tokens": "cpu", "model.layers": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    shown = dict.fromkeys(where, "0") | {"lm_head": "1"}
+    original = transformers.AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(path: str, **options: Any) -> Any:
+        assert options.pop("device_map") == "balanced"
+        model, report = original(path, **options, device_map=where)
+        model.hf_device_map = shown
+        return model, report
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(checkpoints, "available_bytes", lambda device: {"cuda:0": 2**30, "cuda:1": 2**30}[device])
+    return shown
+
+
+def test_a_balanced_model_is_loaded_for_itself_and_left_where_it_is(folder: Path, two_devices: dict[str, str]) -> None:
+    spec = llm_tt.ModelSpec(name="large", path=str(folder), device="balanced")
+    model = checkpoints.load_checkpoint(spec).hf_model
+    assert model.hf_device_map == two_devices
+    again = checkpoints.load_checkpoint(spec).hf_model
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in again.parameters()}
+
+
+def test_a_balanced_model_that_spills_onto_the_cpu_is_refused(folder: Path, two_devices: dict[str, str]) -> None:
+    from llm_tt.errors import OutOfMemoryError
+
+    two_devices["lm_head"] = "cpu"
+    with pytest.raises(OutOfMemoryError, match=r"large does not fit on the CUDA devices together\. Unload other models"):
+        checkpoints.load_checkpoint(llm_tt.ModelSpec(name="large", path=str(folder), device="balanced"))
+
+
+def test_a_device_that_runs_out_of_memory_while_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    from llm_tt.errors import OutOfMemoryError
+
+    def exhausted(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", exhausted)
+    with pytest.raises(OutOfMemoryError, match=r"does not fit on cpu\. Unload other models, or set its dtype to bfloat16"):
+        llm_tt.load_model(str(folder))
