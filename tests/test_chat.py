@@ -204,6 +204,25 @@ def test_a_message_that_cannot_be_found_is_not_guessed(template: str, content: s
     assert found.reason == "The chat template changes message 0 (user) so that its place in the text cannot be told for certain."
 
 
+@pytest.mark.parametrize(
+    ("template", "content"),
+    [
+        pytest.param(
+            "{% if '#' in messages[0].content %}{{ messages[0].content }}{{ messages[0].content }}{% endif %}", "a#", id="repeated ends"
+        ),
+        pytest.param(
+            "{% if messages[0].content[0] == '#' %}x{% endif %}#{{ messages[0].content.lstrip('#') }}",
+            "#a",
+            id="sign of the template's own",
+        ),
+    ],
+)
+def test_ends_that_could_be_the_templates_are_not_guessed(template: str, content: str) -> None:
+    found = rendered(template, ("user", content))
+    assert found.messages is None
+    assert found.reason == "The chat template changes message 0 (user) so that its place in the text cannot be told for certain."
+
+
 def test_a_very_long_message_is_found(tokenizer: Any) -> None:
     """Longer than there are private characters."""
     content = "".join(chr(0x4E00 + index % 20000) for index in range(200_000))

@@ -202,6 +202,15 @@ def test_a_special_token_that_takes_the_space_of_a_message_stays_special() -> No
     assert list(zip(prompt.token_texts, prompt.roles, strict=True)) == [("<U>", "special"), ("the", "user")]
 
 
+def test_so_does_one_whose_offsets_hold_that_space() -> None:
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_tokens([AddedToken("<U>", rstrip=True, special=True, normalized=False)], special_tokens=True)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    prompt = PromptMaker("m", tokenizer, "{{ '<U>' + messages[0].content }}").of_chat([ChatMessage("user", "  e\u0301")])
+    assert prompt.offsets[0] == (0, 5)
+    assert list(zip(prompt.token_texts, prompt.roles, strict=True)) == [("<U>", "special"), ("<0xC3>", "user"), ("<0xA9>", "user")]
+
+
 def test_a_space_of_the_template_goes_with_the_word() -> None:
     prompt = PromptMaker("m", byte_level_tokenizer(), "{{ 'x ' + messages[0].content }}").of_chat([ChatMessage("user", "Mary")])
     assert list(zip(prompt.token_texts, prompt.roles, strict=True)) == [("x", "special"), (" Mary", "user")]
