@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 
 from llm_tt.config import ModelSpec
 from llm_tt.errors import ModelError, OutOfMemoryError
+from llm_tt.models.loading import weights_reported
 from llm_tt.models.memory import available_bytes, show_bytes
-from llm_tt.progress import Progress, silent
+from llm_tt.progress import Cancelled, Progress, silent
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenization_*.py")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -63,8 +65,11 @@ def resolve_dtype(dtype: str, device: str, checkpoint_dtype: torch.dtype | None)
     return checkpoint_dtype
 
 
-def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
+def load_checkpoint(spec: ModelSpec, progress: Progress = silent, before_weights: Callable[[], None] = lambda: None) -> Checkpoint:
     """Load what a `ModelSpec` describes.
+
+    Args:
+        before_weights: called once everything else has been read and found in order, before memory is counted; makes room.
 
     Raises:
         ModelError: a folder, file or hub model is missing, incomplete or not allowed.
@@ -89,13 +94,15 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
     bridge_tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_source, **hub)
 
     dtype = resolve_dtype(spec.dtype, device, getattr(config, "dtype", None))
+    before_weights()
     if is_folder:
         _require_weights_fit(folder, spec.name, dtype, getattr(config, "dtype", None) or torch.float32, device)
     progress(f"Loading the weights of {spec.name}", 0.1)
     options: dict[str, Any] = {**hub, "dtype": dtype, "attn_implementation": "eager"}
     if not spec.allow_pickle:
         options["use_safetensors"] = True
-    model = _translated(spec, where, lambda: transformers.AutoModelForCausalLM.from_pretrained(where, **options))
+    with weights_reported(spec.name, progress, 0.1, 0.7):
+        model = _translated(spec, where, lambda: transformers.AutoModelForCausalLM.from_pretrained(where, **options))
     if adapter:
         progress(f"Merging the adapter {adapter}", 0.7)
         model = _merge(model, adapter, spec)
@@ -198,6 +205,8 @@ def _translated(spec: ModelSpec, where: str, load: Any) -> Any:
 
     try:
         return load()
+    except Cancelled:
+        raise
     except Exception as error:
         chain = list(_causes(error))
         text = " ".join(str(cause) for cause in chain)
