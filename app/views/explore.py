@@ -5,15 +5,19 @@ from __future__ import annotations
 import streamlit as st
 
 from app import session
-from app.panels import graph, inspector, predictions, sidebar
+from app.panels import adding, graph, inspector, memory, predictions, sidebar
 from app.session import Conversation, Service
-from llm_tt.engine.messages import ExplainPrediction, TraceKey
+from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
 _POLL_SECONDS = 0.4
 
 
 def show(service: Service) -> None:
     choices = sidebar.show(service)
+    if session.dialog() == "adding":
+        adding.show(service)
+    elif session.dialog() == "memory":
+        memory.show(service)
     if choices.model is None:
         st.info("Choose a model in the sidebar to begin.", icon=":material/arrow_back:")
         return
@@ -43,7 +47,7 @@ def show(service: Service) -> None:
     sidebar.show_facts(explanation.facts)
 
 
-def _progress(service: Service, conversation: Conversation) -> None:
+def _progress(service: Service, conversation: Conversation[ExplainPrediction, Explanation]) -> None:
     """Where the current question is, if it has no answer yet."""
     if conversation.phase == "working":
         _watch(service, conversation)
@@ -56,7 +60,7 @@ def _progress(service: Service, conversation: Conversation) -> None:
 
 
 @st.fragment(run_every=_POLL_SECONDS)
-def _watch(service: Service, conversation: Conversation) -> None:
+def _watch(service: Service, conversation: Conversation[ExplainPrediction, Explanation]) -> None:
     conversation.look(service.engine)
     if conversation.phase != "working" or conversation.job is None:
         st.rerun()
