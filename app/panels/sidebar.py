@@ -113,13 +113,13 @@ def _tokenizer(tokenizer: TokenizerInfo) -> dict[str, str]:
 
 def _model(service: Service) -> ModelKey | None:
     may_add = service.config.models_may_be_added
-    if (chosen := st.session_state.pop("chosen_model", None)) is not None:
-        st.session_state.model = chosen
-    st.session_state.setdefault("model", service.config.default_model or None)
+    # Set in every run: when somebody adds a model the menu is another widget, which would begin with its default.
+    chosen = st.session_state.pop("chosen_model", None) or st.session_state.get("model", service.config.default_model or None)
+    st.session_state.model = chosen
     name = st.selectbox(
         "Model",
         list(service.engine.model_names()),
-        index=None,
+        index=None if chosen is None else 0,
         key="model",
         placeholder="Choose a model",
         accept_new_options=may_add,

@@ -66,13 +66,13 @@ def look(typed: str) -> Place:
     if os.name != "nt" and (_DRIVE.fullmatch(text) or text.startswith("\\\\")):
         return _windows(text)
     path = Path(text).expanduser()
-    if not path.exists() and "\\ " in text:
+    if not os.path.exists(path) and "\\ " in text:
         # As a shell writes a space.
         path = Path(text.replace("\\ ", " ")).expanduser()
     try:
-        if path.is_dir():
+        if os.path.isdir(path):
             return _folder(Path(os.path.abspath(path)))
-        if path.is_file():
+        if os.path.isfile(path):
             return _file(Path(os.path.abspath(path)))
     except OSError as error:
         return Place("nothing", note=f'"{text}" cannot be read: {error.strerror}. The app needs the right to read it.')
@@ -248,7 +248,7 @@ def _missing(text: str, path: Path) -> str:
     if "/" not in text and os.sep not in text and not text.startswith("~"):
         return f'"{text}" is neither a folder nor a name on the hub. Give a path such as /data/runs/last-night, or a name such as gpt2.'
     parent = path.parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         return f'Model folder "{text}" does not exist. Check the path; it must be one of the machine that the app runs on.'
     names = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if os.access(parent, os.R_OK) else []
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
