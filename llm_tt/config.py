@@ -45,7 +45,7 @@ class ModelSpec(_Strict):
     base: str | None = Field(default=None, description="the adapter's base model, if not the one the adapter names")
     dtype: Dtype = "auto"
     device: Annotated[str, BeforeValidator(_known_device)] = "auto"
-    chat_template: str | None = Field(default=None, description="file with a chat template, for a tokenizer without one")
+    chat_template: str | None = Field(default=None, description="file with a chat template, instead of the checkpoint's")
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     trust_remote_code: bool = Field(default=False, description="run code that the checkpoint brings")
     allow_pickle: bool = Field(default=False, description="open weights that are not safetensors")

@@ -1,4 +1,4 @@
-"""Token ids to display text. Splitting text into ids belongs to the tokenizer; nothing here knows a model.
+"""Tokens and their place in a text: display texts, character offsets, and `Prompt`, what a model receives. Nothing here knows a model.
 
 A display text is what one token adds to the string, exactly: " Mary" and "Mary" differ, a newline is a newline. A token that holds only
 part of a UTF-8 character is shown by its bytes, as `<0xE2><0x80>`. Views pass it through `visible`, which draws spaces and newlines.
@@ -8,14 +8,53 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import accumulate
+from typing import Any, Literal
+
+MessageRole = Literal["system", "user", "assistant", "tool"]
+Role = Literal["system", "user", "assistant", "tool", "special"]
+Span = tuple[int, int]
+"""Characters [start, end) of a text"""
 
 _MARKS = {" ": "\u00b7", "\n": "\u23ce", "\r": "\u240d", "\t": "\u21e5"}
-# A byte token of sentencepiece that is a character by itself.
-_ASCII_BYTE = re.compile("<0x([0-7][0-9A-F])>")
+# A byte token of sentencepiece.
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 _SENTENCEPIECE_SPACE = "\u2581"
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """One turn of a conversation."""
+
+    role: MessageRole
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model receives, and where each token comes from."""
+
+    text: str | None
+    """the string that was tokenised, a chat after its template; None for token ids, which were never a text"""
+    token_ids: tuple[int, ...]
+    token_texts: tuple[str, ...]
+    offsets: tuple[Span | None, ...]
+    """characters of `text` that each token holds. None for a token that the tokenizer added by itself, and where it does not tell. Tokens that
+    share a character each have all of it; a space that the tokenizer put in has the empty span where it stands"""
+    roles: tuple[Role | None, ...]
+    """whose message each token belongs to; "special" for what the chat template or the tokenizer wrote. None for plain text"""
+    no_roles: str | None = None
+    """a sentence: why a chat has no roles"""
+
+    @classmethod
+    def bare(cls, text: str | None, token_ids: Sequence[int], token_texts: Sequence[str]) -> Prompt:
+        """Tokens of which neither place nor role is known."""
+        unknown = (None,) * len(token_ids)
+        return cls(text, tuple(token_ids), tuple(token_texts), unknown, unknown)
 
 
 @lru_cache(maxsize=1)
@@ -49,20 +88,30 @@ class TokenTexts:
         pieces = self._tokenizer.convert_ids_to_tokens(list(token_ids))
         return [self._show(piece, token_id) for piece, token_id in zip(pieces, token_ids, strict=True)]
 
-    def _show(self, piece: str | None, token_id: int) -> str:
+    def data(self, token_ids: Sequence[int]) -> list[bytes | None]:
+        """The bytes that each token stands for; None for an id that the tokenizer lacks."""
+        pieces = self._tokenizer.convert_ids_to_tokens(list(token_ids))
+        return [None if piece is None else self._data(piece) for piece in pieces]
+
+    def _show(self, piece: str | bytes | None, token_id: int) -> str:
         if piece is None:
             return f"<id {token_id}>"
-        if isinstance(piece, bytes):
-            return show_bytes(piece)
         if piece in self._special:
+            return str(piece)
+        return show_bytes(self._data(piece))
+
+    def _data(self, piece: str | bytes) -> bytes:
+        if isinstance(piece, bytes):
             return piece
+        if piece in self._special:
+            return piece.encode()
         if self._is_byte_level:
             table = _byte_of_character()
             if all(character in table for character in piece):
-                return show_bytes(bytes(table[character] for character in piece))
-        if byte := _ASCII_BYTE.fullmatch(piece):
-            return chr(int(byte[1], 16))
-        return piece.replace(_SENTENCEPIECE_SPACE, " ")
+                return bytes(table[character] for character in piece)
+        if byte := _BYTE.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
+        return piece.replace(_SENTENCEPIECE_SPACE, " ").encode()
 
 
 def _decodes_bytes(tokenizer: Any) -> bool:
@@ -70,6 +119,40 @@ def _decodes_bytes(tokenizer: Any) -> bool:
     if backend is None:
         return hasattr(tokenizer, "byte_decoder")
     return "ByteLevel" in json.dumps(json.loads(backend.to_str()).get("decoder"))
+
+
+def align(text: str, pieces: Sequence[bytes | None]) -> list[Span] | None:
+    """Where in the text each token's bytes lie, or None if they are not the text's: a tokenizer may normalise what it reads.
+
+    A tokenizer may put spaces in front of words and leave white space out; nothing else.
+    """
+    data = text.encode()
+    ends = list(accumulate(len(character.encode()) for character in text))
+    place, spans = 0, []
+    for piece in pieces:
+        if piece is None:
+            return None
+        found = _place(data, place, piece)
+        if found is None:
+            return None
+        start, place = found
+        first = bisect_right(ends, start)
+        spans.append((first, bisect_right(ends, place - 1) + 1 if place > start else first))
+    return None if data[place:].strip() else spans
+
+
+def _place(data: bytes, start: int, piece: bytes) -> Span | None:
+    """The bytes of a token at or after `start`, but for a space that the tokenizer put in and white space that it left out."""
+    for candidate in (piece, piece.removeprefix(b" ")):
+        if data.startswith(candidate, start):
+            return start, start + len(candidate)
+    for candidate in (piece, piece.removeprefix(b" ")):
+        skipped = start
+        while candidate and data[skipped : skipped + 1].isspace():
+            skipped += 1
+            if data.startswith(candidate, skipped):
+                return skipped, skipped + len(candidate)
+    return None
 
 
 def visible(text: str) -> str:

@@ -40,6 +40,7 @@ from llm_tt.flow.graph import Node, entering
 from llm_tt.models import places
 from llm_tt.models.places import Place
 from llm_tt.progress import Progress, silent
+from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
     from llm_tt.models.transparent_llm import Trace
@@ -183,13 +184,17 @@ class LocalEngine:
         """Traces hold on to their model: those of a model that was dropped must not keep it in memory."""
         self._traces.discard(lambda key, traced: not self._models.holds(traced.loaded))
 
-    def _require_allowed(self, prompt: str) -> None:
-        """What the configuration says about prompts holds for every way in, not only for the page's text box."""
-        limit, demo_mode = self._config.max_user_string_length, self._config.demo_mode
-        if (demo_mode or (limit is not None and len(prompt) > limit)) and prompt not in self._config.prompts():
+    def _require_allowed(self, prompt: str | tuple[ChatMessage, ...]) -> None:
+        """What the configuration says about prompts holds for every way in, not only for the page's text box.
+
+        Of a conversation the contents count, all of them together; a prepared prompt may be one of them.
+        """
+        contents = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+        limit, demo_mode, length = self._config.max_user_string_length, self._config.demo_mode, sum(map(len, contents))
+        if (demo_mode or (limit is not None and length > limit)) and not set(contents) <= set(self._config.prompts()):
             if demo_mode:
                 raise PromptError("This server shows prepared prompts only. Choose one of its examples.")
-            raise PromptError(f"The prompt has {len(prompt)} characters, but this server allows {limit}. Shorten it.")
+            raise PromptError(f"The prompt has {length} characters, but this server allows {limit}. Shorten it.")
 
     def _traced(self, key: TraceKey, progress: Progress) -> _Traced:
         self._require_allowed(key.prompt)
@@ -218,6 +223,7 @@ class LocalEngine:
         graph = extract_routes(traced.trace, question.target, question.threshold, question.renormalize, _part(progress, _TRACING, 1.0))
         return Explanation(
             trace=question.trace,
+            prompt=traced.trace.prompt,
             facts=traced.loaded.facts,
             graph=graph,
             predictions=predictions(traced.trace, question.target, question.n_predictions),

@@ -13,6 +13,7 @@ from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import ModelInfo
 from llm_tt.models.places import Place
+from llm_tt.text import ChatMessage, Prompt
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class TraceKey:
     """One prompt on one model."""
 
     model: ModelKey
-    prompt: str
+    prompt: str | tuple[ChatMessage, ...]
+    """plain text, or a conversation for the model's chat template"""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Explanation:
     """The answer to `ExplainPrediction`."""
 
     trace: TraceKey
+    prompt: Prompt
+    """what the model received"""
     facts: ModelFacts
     graph: FlowGraph
     predictions: TokenTable

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_tt.errors import ModelError, OutOfMemoryError, PromptError
+from llm_tt.errors import ModelError, OutOfMemoryError
 from llm_tt.models import capture, identities
 from llm_tt.models.blocks import BlockRecipe, attention_windows, recipe, softmax_scale
 from llm_tt.models.capture import Captured
 from llm_tt.models.memory import require_memory
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern
+from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, TransparentLlm
 from llm_tt.progress import Progress, silent
-from llm_tt.text import TokenTexts
+from llm_tt.text import ChatMessage, Prompt
 
 _PATTERN_TOLERANCE = 1e-5
 
@@ -36,17 +37,19 @@ class BridgeLlm(TransparentLlm):
         hf_model: loaded, adapters merged, on its device. The bridge changes it in place.
         tokenizer: for ids and display; stays untouched.
         bridge_tokenizer: a second instance, which the bridge changes.
+        chat_template: Jinja text that goes before the tokenizer's own.
     """
 
-    def __init__(self, name: str, hf_model: Any, tokenizer: Any, bridge_tokenizer: Any, adapter: str | None = None) -> None:
+    def __init__(
+        self, name: str, hf_model: Any, tokenizer: Any, bridge_tokenizer: Any, adapter: str | None = None, chat_template: str | None = None
+    ) -> None:
         from transformer_lens.model_bridge import TransformerBridge
 
         hf_model.eval().requires_grad_(False)
         n_params = sum(parameter.numel() for parameter in hf_model.parameters())
         self._config = hf_model.config
         self._recipe: BlockRecipe = recipe(self._config.model_type)
-        self._tokenizer = tokenizer
-        self._texts = TokenTexts(tokenizer)
+        self._prompts = PromptMaker(name, tokenizer, chat_template)
         self._lock = threading.RLock()
         who = f"{name} (model type {self._config.model_type!r})"
         probe = identities.probe(int(hf_model.get_input_embeddings().weight.shape[0]))
@@ -82,6 +85,7 @@ class BridgeLlm(TransparentLlm):
             norm="rms" if "RMS" in str(cfg.normalization_type) else "layer",
             norm_eps=float(cfg.eps),
             adapter=adapter,
+            tokenizer=self._prompts.info(),
         )
         self._windows = attention_windows(self._config, self.info.n_layers)
         error = identities.relative_error(self.last_logits(probe), plain_logits)
@@ -131,16 +135,16 @@ class BridgeLlm(TransparentLlm):
     # --- text
 
     def encode(self, text: str) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(f"The prompt is not UTF-8 text (character {error.start}). Convert it to UTF-8.") from error
-        # A prompt that spells out its own BOS, as chat templates do, must not get a second one.
-        bos = self._tokenizer.bos_token
-        return self._tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids
+        return self._prompts.encode(text)
 
     def texts(self, token_ids: Sequence[int]) -> list[str]:
-        return self._texts(token_ids)
+        return self._prompts.texts(token_ids)
+
+    def prompt_of_text(self, text: str) -> Prompt:
+        return self._prompts.of_text(text)
+
+    def prompt_of_chat(self, messages: Sequence[ChatMessage]) -> Prompt:
+        return self._prompts.of_chat(messages)
 
     # --- one forward pass
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from llm_tt.chat import check_template
 from llm_tt.config import ModelSpec
 from llm_tt.errors import ModelError, OutOfMemoryError
 from llm_tt.models.loading import weights_reported
@@ -32,6 +33,8 @@ class Checkpoint:
     tokenizer: Any
     bridge_tokenizer: Any
     adapter: str | None
+    chat_template: str | None = None
+    """of the configuration; it goes before the tokenizer's own"""
 
 
 def resolve_device(device: str) -> str:
@@ -92,6 +95,7 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent, before_weights
     tokenizer_source = adapter if adapter and _has_tokenizer(Path(adapter)) else where
     tokenizer = _translated(spec, where, lambda: transformers.AutoTokenizer.from_pretrained(tokenizer_source, **hub))
     bridge_tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_source, **hub)
+    chat_template = _chat_template(spec, tokenizer)
 
     dtype = resolve_dtype(spec.dtype, device, getattr(config, "dtype", None))
     before_weights()
@@ -113,7 +117,7 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent, before_weights
         raise OutOfMemoryError(
             f"{spec.name} does not fit on {device}. Unload other models, or set its dtype to bfloat16 in the configuration."
         ) from error
-    return Checkpoint(model, tokenizer, bridge_tokenizer, adapter)
+    return Checkpoint(model, tokenizer, bridge_tokenizer, adapter, chat_template)
 
 
 def _locate(spec: ModelSpec) -> tuple[str, str | None]:
@@ -174,6 +178,26 @@ def _require_complete(folder: Path, spec: ModelSpec) -> None:
                 'Save them with safe_serialization=True, or set "allow_pickle": true for this model if you trust it.'
             )
         raise ModelError(f'Model folder "{folder}" has no weights (*.safetensors). Save the model with save_pretrained into it.')
+
+
+def _chat_template(spec: ModelSpec, tokenizer: Any) -> str | None:
+    """The text of the template file that the configuration names."""
+    if spec.chat_template is None:
+        return None
+    which = f'Chat template "{spec.chat_template}" of "{spec.name}"'
+    try:
+        template = Path(spec.chat_template).expanduser().read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ModelError(f'{which} does not exist. Check "chat_template" in the configuration.') from error
+    except OSError as error:
+        raise ModelError(f'{which} cannot be read: {error.strerror}. Check "chat_template" in the configuration.') from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{which} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+    if not template.strip():
+        raise ModelError(f'{which} is empty. Put a Jinja template into it, or remove "chat_template" from the configuration.')
+    if problem := check_template(tokenizer, template):
+        raise ModelError(f"{which} is not valid Jinja: {problem} Mend it there.")
+    return template
 
 
 def _require_weights_fit(folder: Path, name: str, dtype: torch.dtype, stored: torch.dtype, device: str) -> None:

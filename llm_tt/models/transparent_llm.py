@@ -8,15 +8,20 @@ N neurons, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from llm_tt import chat
 from llm_tt.errors import PromptError, RequestError
 from llm_tt.models.info import ModelInfo
 from llm_tt.progress import Progress, silent
+from llm_tt.text import ChatMessage, Prompt
+
+PromptLike = str | Sequence[int] | Sequence[ChatMessage | Mapping[str, Any]]
+"""Text; token ids, used as they are; or a conversation, which goes through the model's chat template"""
 
 
 class AttentionPattern(Protocol):
@@ -57,11 +62,18 @@ class Trace:
     """One forward pass of one prompt: a value. Nothing of it lives in the model, nothing of it changes."""
 
     model: TransparentLlm = field(repr=False)
-    token_ids: tuple[int, ...]
-    token_texts: tuple[str, ...]
+    prompt: Prompt
     embedding: Tensor = field(repr=False)
     """[T, d] what enters block 0: token embedding plus position embedding, if any"""
     blocks: tuple[BlockActivations, ...] = field(repr=False)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.prompt.token_ids
+
+    @property
+    def token_texts(self) -> tuple[str, ...]:
+        return self.prompt.token_texts
 
     @property
     def n_tokens(self) -> int:
@@ -133,6 +145,19 @@ class TransparentLlm(ABC):
     def texts(self, token_ids: Sequence[int]) -> list[str]:
         """Display text of each token (`llm_tt.text`)."""
 
+    def prompt_of_text(self, text: str) -> Prompt:
+        """The text's tokens, with their places where the model's tokenizer tells them. To be overridden by a model that knows them."""
+        token_ids = self.encode(text)
+        return Prompt.bare(text, token_ids, self.texts(token_ids))
+
+    def prompt_of_chat(self, messages: Sequence[ChatMessage]) -> Prompt:
+        """The conversation's tokens. To be overridden by a model that has a chat template.
+
+        Raises:
+            PromptError: there is no template, or it refuses the conversation.
+        """
+        raise chat.no_template(self.info.name)
+
     # --- one forward pass
 
     @abstractmethod
@@ -172,24 +197,40 @@ class TransparentLlm(ABC):
         """Bytes of the weights in memory; from the number of parameters, where a backend does not know better."""
         return self.info.n_params * self.info.torch_dtype.itemsize
 
-    def trace(self, prompt: str | Sequence[int], progress: Progress = silent) -> Trace:
-        """Run one forward pass over a text, or over token ids used exactly as given.
+    def trace(self, prompt: PromptLike, progress: Progress = silent) -> Trace:
+        """Run one forward pass over a text, over token ids used exactly as given, or over a conversation.
 
         Raises:
-            PromptError: the prompt is empty, longer than the model's context, or has ids outside the vocabulary.
+            PromptError: the prompt is empty, longer than the model's context, has ids outside the vocabulary, or is a conversation for which
+                there is no template or that the template refuses.
         """
-        token_ids = self.token_ids(prompt)
-        embedding, blocks = self.run(token_ids, progress)
-        return Trace(self, tuple(token_ids), tuple(self.texts(token_ids)), embedding, blocks)
+        received = self.prompt(prompt)
+        embedding, blocks = self.run(list(received.token_ids), progress)
+        return Trace(self, received, embedding, blocks)
 
-    def token_ids(self, prompt: str | Sequence[int]) -> list[int]:
+    def token_ids(self, prompt: PromptLike) -> list[int]:
         """The ids that the model will receive for this prompt. Raises as `trace` does."""
+        return list(self.prompt(prompt).token_ids)
+
+    def prompt(self, prompt: PromptLike) -> Prompt:
+        """What the model will receive for this prompt. Raises as `trace` does."""
+        if isinstance(prompt, Mapping | ChatMessage):
+            raise PromptError("A conversation is a list of messages. Put the message into a list.")
         if isinstance(prompt, str):
             if not prompt.strip():
                 raise PromptError("The prompt is empty. Type some text, for example: The capital of France is")
-            token_ids = self.encode(prompt)
+            received = self.prompt_of_text(prompt)
         else:
-            token_ids = [int(token_id) for token_id in prompt]
+            items: list[Any] = list(prompt)
+            if not items or not isinstance(items[0], Mapping | ChatMessage):
+                token_ids = [int(token_id) for token_id in items]
+                self._require_readable(token_ids)
+                return Prompt.bare(None, token_ids, self.texts(token_ids))
+            received = self.prompt_of_chat(chat.messages_of(items))
+        self._require_readable(received.token_ids)
+        return received
+
+    def _require_readable(self, token_ids: Sequence[int]) -> None:
         if not token_ids:
             raise PromptError("The prompt has no tokens. Type some text, for example: The capital of France is")
         if len(token_ids) > self.info.n_ctx:
@@ -203,4 +244,3 @@ class TransparentLlm(ABC):
                 f"Token id {strange[0]} is outside the vocabulary of {self.info.name}, which has ids 0 to {self.info.d_vocab - 1}. "
                 "Was the tokenizer extended without resizing the model's embeddings?"
             )
-        return token_ids

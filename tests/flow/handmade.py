@@ -10,6 +10,7 @@ from torch import Tensor
 from llm_tt.models.patterns import StoredPattern
 from llm_tt.models.transparent_llm import BlockActivations, ModelInfo, Trace, TransparentLlm
 from llm_tt.progress import Progress, silent
+from llm_tt.text import Prompt
 
 
 class HandmadeLlm(TransparentLlm):
@@ -55,4 +56,4 @@ def handmade_trace(
     post, ffn_out = (mid if post is None else post), (torch.zeros_like(mid) if ffn_out is None else ffn_out)
     block = BlockActivations(mid, post, mid - pre, ffn_out, values, StoredPattern(alpha))
     ids = tuple(range(len(pre)))
-    return Trace(HandmadeLlm(w_o), ids, tuple(map(str, ids)), pre, (block,))
+    return Trace(HandmadeLlm(w_o), Prompt.bare(None, ids, tuple(map(str, ids))), pre, (block,))

@@ -362,5 +362,5 @@ def test_the_users_tokenizer_stays_as_it_was(folder: Path) -> None:
     used: Any = llm_tt.load_model(str(folder))
     for text in ("the store", "", "a\nb"):
         assert used.encode(text) == untouched(text).input_ids
-    assert used._tokenizer.padding_side == untouched.padding_side
-    assert used._tokenizer.all_special_tokens == untouched.all_special_tokens
+    assert used._prompts._tokenizer.padding_side == untouched.padding_side
+    assert used._prompts._tokenizer.all_special_tokens == untouched.all_special_tokens
