@@ -11,7 +11,7 @@ import streamlit as st
 
 from llm_tt.config import AppConfig, load_config
 from llm_tt.engine.local import LocalEngine
-from llm_tt.engine.messages import AddedModel, AddModel, ExplainPrediction, Explanation
+from llm_tt.engine.messages import AddedModel, AddModel, ExplainPrediction, Explanation, ModelKey
 from llm_tt.errors import ConfigError, LlmTtError
 
 _PATIENCE = 0.5
@@ -151,6 +151,15 @@ def dialog() -> Dialog | None:
 def choose_model(name: str) -> None:
     """Select a model of the menu in the next run of the script."""
     st.session_state.chosen_model = name
+
+
+def has_chat_template(service: Service, model: ModelKey) -> bool:
+    """Whether a model has a chat template, known once it was loaded; kept, so that dropping the model does not turn a chat into a text."""
+    known: dict[ModelKey, bool] = _state("chat_templates", dict)
+    facts = service.engine.facts_if_loaded(model)
+    if facts is not None:
+        known[model] = facts.info.tokenizer is not None and facts.info.tokenizer.chat_template is not None
+    return known.get(model, False)
 
 
 def _state(name: str, make: Callable[[], _A]) -> _A:

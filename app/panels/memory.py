@@ -21,15 +21,15 @@ def show(service: Service) -> None:
     for index, loaded in enumerate(report.models):
         with st.container(border=True, horizontal=True, vertical_alignment="center"):
             _loaded(loaded)
-            if st.button(
+            st.button(
                 "Unload",
                 icon=":material/eject:",
                 key=f"unload_{index}",
                 help="Free its memory and that of its traces. Questions that are being answered with it are finished first. "
                 "It is loaded again when somebody asks about it.",
-            ):
-                service.engine.unload(loaded.key)
-                st.rerun(scope="fragment")
+                on_click=service.engine.unload,
+                args=(loaded.key,),
+            )
     st.caption(
         f"At most {report.max_models} stay loaded; the one that was not used for longest goes before another is loaded. "
         "Sizes are of the weights and of what is kept of recent prompts."
@@ -68,11 +68,17 @@ def _added(service: Service) -> None:
         for index, spec in enumerate(added):
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.code(service.config.lines_with(spec), language="json", wrap_lines=True)
-                if st.button(
+                st.button(
                     "Remove",
                     icon=":material/delete:",
                     key=f"forget_{index}",
                     help=f"Take {escaped(spec.name)} off the menu of everyone, and unload it.",
-                ):
-                    service.engine.forget(spec.name)
-                    st.rerun(scope="fragment")
+                    on_click=_forget,
+                    args=(service, spec.name),
+                )
+
+
+def _forget(service: Service, name: str) -> None:
+    service.engine.forget(name)
+    if st.session_state.get("model") == name:
+        session.choose_model(service.config.default_model)

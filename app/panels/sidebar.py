@@ -9,6 +9,7 @@ import streamlit as st
 
 from app import session
 from app.markup import escaped
+from app.panels import chat
 from app.session import Service
 from llm_tt.config import parse_prompts
 from llm_tt.engine.messages import ModelFacts, ModelKey
@@ -16,7 +17,7 @@ from llm_tt.errors import ConfigError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD
 from llm_tt.models.info import FfnShape, ModelInfo, TokenizerInfo
 from llm_tt.models.places import cleaned
-from llm_tt.text import visible
+from llm_tt.text import ChatMessage, visible
 
 _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 
@@ -26,16 +27,22 @@ class Choices:
     """What the user has chosen. `model` is None and `prompt` empty until there is one."""
 
     model: ModelKey | None
-    prompt: str
+    prompt: str | tuple[ChatMessage, ...]
     threshold: float
     renormalize: bool
+
+    @property
+    def has_prompt(self) -> bool:
+        if isinstance(self.prompt, str):
+            return bool(self.prompt.strip())
+        return any(message.content.strip() for message in self.prompt)
 
 
 def show(service: Service) -> Choices:
     with st.sidebar:
         st.markdown("### llm-tt")
         model = _model(service)
-        prompt = _prompt(service)
+        prompt = _prompt(service, model)
         threshold = st.slider(
             "Threshold",
             min_value=0.01,
@@ -114,7 +121,8 @@ def _tokenizer(tokenizer: TokenizerInfo) -> dict[str, str]:
 def _model(service: Service) -> ModelKey | None:
     may_add = service.config.models_may_be_added
     # Set in every run: when somebody adds a model the menu is another widget, which would begin with its default.
-    chosen = st.session_state.pop("chosen_model", None) or st.session_state.get("model", service.config.default_model or None)
+    chosen = st.session_state.get("model", service.config.default_model)
+    chosen = st.session_state.pop("chosen_model", chosen) or None
     st.session_state.model = chosen
     name = st.selectbox(
         "Model",
@@ -165,7 +173,7 @@ def _model(service: Service) -> ModelKey | None:
     return ModelKey(cleaned(name), device, dtype) if name and cleaned(name) else None
 
 
-def _prompt(service: Service) -> str:
+def _prompt(service: Service, model: ModelKey | None) -> str | tuple[ChatMessage, ...]:
     config = service.config
     try:
         prompts = config.prompts()
@@ -185,13 +193,35 @@ def _prompt(service: Service) -> str:
             on_change=_take_example,
             help="Choosing one puts it into the box below.",
         )
+    if model is None or not session.has_chat_template(service, model) or not _as_chat():
+        return _text(service, "Prompt", "The model continues this text.")
+    return chat.turns(service, lambda label, note: _text(service, label, note))
+
+
+def _as_chat() -> bool:
+    form = st.segmented_control(
+        "Form",
+        ["Text", "Chat"],
+        default="Text",
+        required=True,
+        key="prompt_form",
+        label_visibility="collapsed",
+        width="stretch",
+        help="Text is continued as it is. Chat goes through the chat template of the model, which puts its own tokens around each message.",
+    )
+    return form == "Chat"
+
+
+def _text(service: Service, label: str, note: str) -> str:
+    """The box that holds the prompt, or in a chat the user's first message: switching between them keeps it."""
+    config = service.config
     return st.text_area(
-        "Prompt",
+        label,
         key="prompt",
         height=110,
         disabled=config.demo_mode,
         max_chars=config.max_user_string_length,
-        help="The model continues this text. Press Ctrl+Enter, or click elsewhere, to run it."
+        help=f"{note} Press Ctrl+Enter, or click elsewhere, to run it."
         + (" This server shows prepared prompts only." if config.demo_mode else ""),
         placeholder="The capital of France is",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import session
-from app.panels import adding, graph, inspector, memory, predictions, sidebar
+from app.panels import adding, chat, graph, inspector, memory, predictions, sidebar
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
@@ -21,7 +21,7 @@ def show(service: Service) -> None:
     if choices.model is None:
         st.info("Choose a model in the sidebar to begin.", icon=":material/arrow_back:")
         return
-    if not choices.prompt.strip():
+    if not choices.has_prompt:
         st.info("The prompt is empty. Type some text in the sidebar, or choose an example.", icon=":material/arrow_back:")
         return
     trace = TraceKey(choices.model, choices.prompt)
@@ -30,7 +30,11 @@ def show(service: Service) -> None:
         graph.forget_position()
     question = ExplainPrediction(trace, st.session_state.get("target", -1), choices.threshold, choices.renormalize)
     conversation = session.conversation()
+    was_chat = session.has_chat_template(service, choices.model)
     conversation.ask(service.engine, question)
+    if session.has_chat_template(service, choices.model) != was_chat:
+        # The model came while the page was drawn: the sidebar can offer a chat now.
+        st.rerun()
     # Always there, though mostly empty: what follows must keep its place on the page, or the browser makes the graph anew.
     with st.container():
         _progress(service, conversation)
@@ -44,6 +48,7 @@ def show(service: Service) -> None:
     with right:
         predictions.show(explanation)
         inspector.show(service, explanation, st.session_state.get("selection"))
+    chat.show_received(explanation)
     sidebar.show_facts(explanation.facts)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_tt.config import AppConfig, ModelSpec
 from llm_tt.engine.cache import Turn
@@ -139,12 +139,15 @@ class ModelKeeper:
     # --- which are in memory
 
     def is_loaded(self, key: ModelKey) -> bool:
+        return self.facts(key) is not None
+
+    def facts(self, key: ModelKey) -> ModelFacts | None:
         try:
             spec = self.spec(key)
         except ModelError:
-            return False
+            return None
         with self._lock:
-            return spec in self._loaded
+            return self._loaded[spec].facts if spec in self._loaded else None
 
     def holds(self, loaded: Loaded) -> bool:
         with self._lock:
@@ -242,7 +245,7 @@ class ModelKeeper:
 
 def devices() -> list[str]:
     """What a model can be asked to run on; asking does not import torch, so the list grows once a model is loaded."""
-    torch = sys.modules.get("torch")
+    torch = _imported_torch()
     found = ["auto", "cpu"]
     if torch is not None and torch.cuda.is_available():
         found += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -259,10 +262,17 @@ def memory() -> tuple[DeviceMemory, ...]:
     found = [DeviceMemory("cpu", "this machine", host.total, host.available)]
     for device in devices():
         if device.startswith("cuda"):
-            torch = sys.modules["torch"]
+            import torch
+
             free, total = torch.cuda.mem_get_info(torch.device(device))
             found.append(DeviceMemory(device, torch.cuda.get_device_name(device), total, free))
     return tuple(found)
+
+
+def _imported_torch() -> Any:
+    """The module if it is imported, and not just now being imported by another thread."""
+    torch = sys.modules.get("torch")
+    return None if torch is None or getattr(torch.__spec__, "_initializing", False) else torch
 
 
 @cache
@@ -283,7 +293,7 @@ def _import_libraries() -> None:
 def _free_memory() -> None:
     """Collect what nobody holds any more (models are full of cycles) and give a GPU's cached memory back."""
     gc.collect()
-    torch = sys.modules.get("torch")
+    torch = _imported_torch()
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

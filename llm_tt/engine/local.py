@@ -156,6 +156,10 @@ class LocalEngine:
     def is_loaded(self, model: ModelKey) -> bool:
         return self._models.is_loaded(model)
 
+    def facts_if_loaded(self, model: ModelKey) -> ModelFacts | None:
+        """What `LoadModel` answers, if that takes no time."""
+        return self._models.facts(model)
+
     def unload(self, model: ModelKey) -> None:
         """Drop a model and its traces; what is being answered with it ends as it would, and the memory is freed after.
 

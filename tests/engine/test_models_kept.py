@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib.machinery
 import json
 import shutil
+import sys
 import threading
 import time
+import types
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ from safetensors.torch import load_file
 import llm_tt
 import llm_tt.models
 from llm_tt.config import AppConfig, ModelSpec, load_config
+from llm_tt.engine import keeper
 from llm_tt.engine.local import LocalEngine
 from llm_tt.engine.messages import (
     AddedModel,
@@ -411,3 +415,12 @@ def test_answers_and_questions_about_models_could_cross_a_network(engine: LocalE
         answer = engine.answer(ask)  # type: ignore[call-overload]
         assert content(pickle.loads(pickle.dumps(answer))) == content(answer)
     assert json.loads("{" + engine.answer(question).config_lines.rstrip(",") + "}") == {"mine": str(checkpoint("gpt2"))}
+
+
+def test_devices_can_be_asked_for_while_another_thread_imports_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = types.ModuleType("torch")
+    half.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+    half.__spec__._initializing = True  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", half)
+    assert keeper.devices() == ["auto", "cpu"]
+    assert [found.device for found in keeper.memory()] == ["cpu"]
