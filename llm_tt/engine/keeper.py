@@ -6,6 +6,7 @@ Importing this module is cheap; the model libraries are imported when the first 
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 import threading
 import time
@@ -14,7 +15,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llm_tt.config import AppConfig, ModelSpec
@@ -211,8 +211,7 @@ class ModelKeeper:
             return self._loaded.get(spec)
 
     def _read(self, key: ModelKey, spec: ModelSpec, progress: Progress) -> Loaded:
-        progress("Importing the model libraries", 0.0)
-        _import_libraries()
+        _import_libraries(progress)
         from llm_tt.models import identities, load_unchecked
 
         started = time.monotonic()
@@ -275,19 +274,27 @@ def _imported_torch() -> Any:
     return None if torch is None or getattr(torch.__spec__, "_initializing", False) else torch
 
 
-@cache
-def _import_libraries() -> None:
+_LIBRARIES = ("torch", "transformers.modeling_utils", "transformer_lens.model_bridge", "llm_tt.models.bridge")
+_imported: set[str] = set()
+
+
+def _import_libraries(progress: Progress) -> None:
     """Import what loading a model needs, once, and tell the garbage collector that it stays.
 
-    Streamlit collects garbage after every run of the script; with these libraries' objects to look through that stops the process for a third of
-    a second each time.
+    Streamlit collects garbage after every run of the script, also of those that show this progress. With these libraries' objects to look through
+    that stops the process for a third of a second each time, and on a busy machine starves the very import; so each is set aside at once.
     """
-    from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
-
-    import llm_tt.models.bridge  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
+    for library in _LIBRARIES:
+        progress(f"Importing the model libraries: {library.partition('.')[0]}", 0.0)
+        if library not in _imported:
+            importlib.import_module(library)
+            gc.freeze()
+            _imported.add(library)
+            if len(_imported) == len(_LIBRARIES):
+                # What became garbage meanwhile was set aside too.
+                gc.unfreeze()
+                gc.collect()
+                gc.freeze()
 
 
 def _free_memory() -> None:
