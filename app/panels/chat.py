@@ -32,6 +32,9 @@ def turns(service: Service, first: Callable[[str, str], str]) -> tuple[ChatMessa
         messages.append(
             ChatMessage(role, _box(role.capitalize(), f"turn_{index}", "An earlier answer." if index % 2 == 0 else "The next message."))
         )
+    # A pair that was added and not yet written into is none of the conversation.
+    while len(messages) > 2 and n_more and not (messages[-1].content.strip() or messages[-2].content.strip()):
+        messages, n_more = messages[:-2], n_more - 2
     if not demo_mode:
         with st.container(horizontal=True, gap="small"):
             st.button(
@@ -43,7 +46,7 @@ def turns(service: Service, first: Callable[[str, str], str]) -> tuple[ChatMessa
                 args=(2,),
                 help="Add an answer and the next message.",
             )
-            if n_more:
+            if st.session_state.n_turns:
                 st.button(
                     "Turn",
                     icon=":material/remove:",

@@ -47,6 +47,7 @@ def test_earlier_turns_are_sent_in_order(start: Start, demo: Any) -> None:  # no
     at = as_chat(start(DEMO, QUESTION))
     at.button(key="add_turn").click()
     at = answered(at)
+    assert len(at.session_state["conversation"].question.trace.prompt) == 1, "nothing is written into the new turns yet"
     at.text_area(key="turn_0").set_value("no")
     at.text_area(key="turn_1").set_value("And 5 dollars to Rome?")
     at = answered(at)
