@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
 from llm_tt.config import AppConfig, load_config
 from llm_tt.engine.local import LocalEngine
-from llm_tt.engine.messages import ExplainPrediction, Explanation
+from llm_tt.engine.messages import AddedModel, AddModel, ExplainPrediction, Explanation, ModelKey
 from llm_tt.errors import ConfigError, LlmTtError
 
 _PATIENCE = 0.5
@@ -21,6 +22,7 @@ _PATIENCE = 0.5
 class Service:
     """A configuration and the engine that serves it."""
 
+    file: Path
     config: AppConfig
     engine: LocalEngine
 
@@ -43,23 +45,40 @@ def service(file: Path) -> Service:
 @st.cache_resource(show_spinner=False, max_entries=1, on_release=lambda released: released.engine.close())
 def _service(file: str, changed: int) -> Service:
     config = load_config(file)
-    return Service(config, LocalEngine(config))
-
-
-Phase = Literal["answered", "working", "failed", "cancelled"]
+    last = _last_engine()
+    # What users have added outlives an edit of the file, which may be the very line that one of them was told to write.
+    engine = LocalEngine(config, added=last.engine.added_models() if last.engine and last.file == file else ())
+    last.file, last.engine = file, engine
+    return Service(Path(file), config, engine)
 
 
 @dataclass
-class Conversation:
+class _LastEngine:
+    file: str = ""
+    engine: LocalEngine | None = None
+
+
+@st.cache_resource(show_spinner=False)
+def _last_engine() -> _LastEngine:
+    return _LastEngine()
+
+
+Phase = Literal["answered", "working", "failed", "cancelled"]
+_Q = TypeVar("_Q", ExplainPrediction, AddModel)
+_A = TypeVar("_A")
+
+
+@dataclass
+class Conversation(Generic[_Q, _A]):
     """One user's current question to the engine: at most one job at a time; a new question cancels the one before."""
 
-    question: ExplainPrediction | None = None
+    question: _Q | None = None
     job: str | None = None
     phase: Phase = "answered"
     message: str = ""
-    answer: Explanation | None = None
+    answer: _A | None = None
 
-    def ask(self, engine: LocalEngine, question: ExplainPrediction) -> None:
+    def ask(self, engine: LocalEngine, question: _Q) -> None:
         """Make this the current question; does nothing if it already is."""
         if question == self.question:
             return
@@ -97,11 +116,53 @@ class Conversation:
         self.question = None
 
 
-def conversation() -> Conversation:
-    return _state("conversation", Conversation)
+@dataclass
+class Adding:
+    """One user's model that is being added: what was typed, and the question about it."""
+
+    typed: dict[str, str] = field(default_factory=dict)
+    conversation: Conversation[AddModel, AddedModel] = field(default_factory=lambda: Conversation[AddModel, AddedModel]())
 
 
-def _state(name: str, make: Any) -> Any:
+def conversation() -> Conversation[ExplainPrediction, Explanation]:
+    return _state("conversation", lambda: Conversation[ExplainPrediction, Explanation]())
+
+
+def adding() -> Adding:
+    return _state("adding", Adding)
+
+
+Dialog = Literal["adding", "memory"]
+
+
+def open_dialog(name: Dialog) -> None:
+    st.session_state.dialog = name
+
+
+def close_dialog() -> None:
+    st.session_state.pop("dialog", None)
+
+
+def dialog() -> Dialog | None:
+    """The dialog that is open. Kept here, so that a run of the whole script leaves it open."""
+    return st.session_state.get("dialog")
+
+
+def choose_model(name: str) -> None:
+    """Select a model of the menu in the next run of the script."""
+    st.session_state.chosen_model = name
+
+
+def has_chat_template(service: Service, model: ModelKey) -> bool:
+    """Whether a model has a chat template, known once it was loaded; kept, so that dropping the model does not turn a chat into a text."""
+    known: dict[ModelKey, bool] = _state("chat_templates", dict)
+    facts = service.engine.facts_if_loaded(model)
+    if facts is not None:
+        known[model] = facts.info.tokenizer is not None and facts.info.tokenizer.chat_template is not None
+    return known.get(model, False)
+
+
+def _state(name: str, make: Callable[[], _A]) -> _A:
     if name not in st.session_state:
         st.session_state[name] = make()
     return st.session_state[name]

@@ -89,6 +89,21 @@ class ModelSpec(_Strict):
         except ValidationError as error:
             raise ModelError(f"{self.name}: {_sentence(error, values)}") from error
 
+    def __hash__(self) -> int:
+        # Options may hold lists and objects, which have no hash of their own.
+        return hash(self.model_dump_json())
+
+    def as_config_entry(self) -> str | dict[str, Any] | None:
+        """The shortest value of `models` that means this model under its name: null, a folder or hub name, or an object."""
+        entry = {name: value for name, value in self if name != "name" and value != ModelSpec.model_fields[name].default}
+        if entry.get("path") == str(MODEL_DIR):
+            entry["path"] = DEMO
+        if entry.get("path") == self.name:
+            del entry["path"]
+        if not entry:
+            return None
+        return entry["path"] if entry.keys() == {"path"} else entry
+
 
 class AppConfig(_Strict):
     """Everything a configuration file can say."""
@@ -98,6 +113,7 @@ class AppConfig(_Strict):
     preloaded_dataset_filename: str | None = Field(default=None, description="text file with one prompt a line")
     allow_loading_dataset_files: bool = Field(default=True, description="users may open prompt files of their own")
     max_user_string_length: int | None = Field(default=None, gt=0, description="longest prompt a user may type, in characters")
+    allow_adding_models: bool = Field(default=True, description="users may name models that are not configured; never in demo mode")
     demo_mode: bool = Field(default=False, description="only the configured models and prompts")
     debug: bool = Field(default=False, description="show timing and memory")
 
@@ -108,6 +124,19 @@ class AppConfig(_Strict):
             ConfigError: the file is missing or not UTF-8 text.
         """
         return [] if self.preloaded_dataset_filename is None else read_prompts(Path(self.preloaded_dataset_filename))
+
+    @property
+    def models_may_be_added(self) -> bool:
+        return self.allow_adding_models and not self.demo_mode
+
+    def lines_with(self, spec: ModelSpec) -> str:
+        """What to write into the configuration file, so that it has this model too: the first line of `models`, or all of `models` where
+        the file does not have it."""
+        line = f"{_json(spec.name)}: {_json(spec.as_config_entry())}"
+        if "models" in self.model_fields_set:
+            return line + ("," if self.models else "")
+        kept = [f"    {_json(model.name)}: {_json(model.as_config_entry())}" for model in self.models.values()]
+        return '"models": {\n' + ",\n".join([f"    {line}", *kept]) + "\n}" + ("," if self.model_fields_set else "")
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -264,6 +293,10 @@ def _at(content: Any, path: list[str]) -> Any:
 def _nearest(name: str, valid: list[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f' Did you mean "{close[0]}"?' if close else f" Valid names: {', '.join(valid)}."
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _json_type(value: Any) -> str:

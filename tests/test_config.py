@@ -306,3 +306,55 @@ def test_a_prompt_file_that_is_not_utf8(tmp_path: Path) -> None:
     file.write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(ConfigError, match=r'Prompt file ".*latin\.txt" is not UTF-8 text \(byte 3 is 0xe9\)\. Save it as UTF-8\.'):
         read_prompts(file)
+
+
+# --- back to JSON
+
+
+@pytest.mark.parametrize(
+    ("spec", "entry"),
+    [
+        (ModelSpec(name="gpt2"), None),
+        (ModelSpec(name="gpt2", path="gpt2"), None),
+        (ModelSpec.named("demo"), None),
+        (ModelSpec(name="shipped", path=str(MODEL_DIR)), "demo"),
+        (ModelSpec(name="/data/run"), None),
+        (ModelSpec(name="mine", path="/data/\u00fcber/run"), "/data/\u00fcber/run"),
+        (ModelSpec(name="gpt2", dtype="bfloat16"), {"dtype": "bfloat16"}),
+        (ModelSpec(name="mine", path="/base", adapter="/lora"), {"path": "/base", "adapter": "/lora"}),
+        (ModelSpec(name="mine", path="o/n", revision="v1", device="cuda:1"), {"path": "o/n", "device": "cuda:1", "revision": "v1"}),
+        (ModelSpec(name="mine", path="/x", allow_pickle=True), {"path": "/x", "allow_pickle": True}),
+    ],
+)
+@pytest.mark.parametrize("others", ['"models": {\n', '"models": {\n"demo": null, "old": "/old"'], ids=["first", "with others"])
+def test_a_specification_is_written_as_the_shortest_entry_that_means_it(
+    spec: ModelSpec, entry: Any, others: str, write: Callable[[Any], Path]
+) -> None:
+    assert spec.as_config_entry() == entry
+    file = write("{" + others + "}}")
+    lines = load_config(file).lines_with(spec)
+    if spec.name in load_config(file).models:
+        return
+    file = write(file.read_text().replace('"models": {\n', '"models": {\n' + lines + "\n"))
+    again = load_config(file).models[spec.name]
+    assert (again.path or again.name, again.changed(path=spec.path or spec.name)) == (
+        spec.path or spec.name,
+        spec.changed(path=spec.path or spec.name),
+    )
+
+
+@pytest.mark.parametrize("before", ["{}", '{\n"debug": true}'])
+def test_a_file_without_models_gets_all_of_them(before: str, write: Callable[[Any], Path]) -> None:
+    lines = load_config(write(before)).lines_with(ModelSpec(name="mine", path="/data/run"))
+    config = load_config(write(before.replace("{", "{" + lines, 1)))
+    assert list(config.models) == ["mine", "demo"]
+    assert config.models["demo"] == ModelSpec.named("demo")
+    assert config.models["mine"].path == "/data/run"
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [({}, True), ({"allow_adding_models": False}, False), ({"demo_mode": True, "allow_adding_models": True}, False)],
+)
+def test_models_may_be_added_unless_the_file_says_no(settings: dict[str, bool], allowed: bool, write: Callable[[Any], Path]) -> None:
+    assert load_config(write(settings)).models_may_be_added is allowed

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from app import session
 from app.session import Service
 from llm_tt.engine.messages import EdgeReport, Explanation, InspectEdge, InspectNode, NodeReport
 from llm_tt.errors import LlmTtError
@@ -26,6 +27,15 @@ _KINDS = {
 def show(service: Service, explanation: Explanation, selection: Mapping[str, Any] | None) -> None:
     if not selection:
         _how_to_read(explanation)
+        return
+    if not service.engine.is_loaded(explanation.trace.model):
+        # Answering would load it while the page stands still; as a question it has a progress bar.
+        st.info(
+            "This model is no longer in memory. The graph is still right; to look into it, load the model again.", icon=":material/memory:"
+        )
+        if st.button("Load it again", icon=":material/refresh:", key="load_again", help="Load the model and run the prompt once more."):
+            session.conversation().again()
+            st.rerun()
         return
     try:
         if selection.get("type") == "edge":

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import streamlit as st
 
+from app import session
+from app.markup import escaped
+from app.panels import chat
 from app.session import Service
 from llm_tt.config import parse_prompts
 from llm_tt.engine.messages import ModelFacts, ModelKey
 from llm_tt.errors import ConfigError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD
-from llm_tt.text import visible
+from llm_tt.models.info import FfnShape, ModelInfo, TokenizerInfo
+from llm_tt.models.places import cleaned
+from llm_tt.text import ChatMessage, visible
 
 _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 
@@ -21,16 +27,22 @@ class Choices:
     """What the user has chosen. `model` is None and `prompt` empty until there is one."""
 
     model: ModelKey | None
-    prompt: str
+    prompt: str | tuple[ChatMessage, ...]
     threshold: float
     renormalize: bool
+
+    @property
+    def has_prompt(self) -> bool:
+        if isinstance(self.prompt, str):
+            return bool(self.prompt.strip())
+        return any(message.content.strip() for message in self.prompt)
 
 
 def show(service: Service) -> Choices:
     with st.sidebar:
         st.markdown("### llm-tt")
         model = _model(service)
-        prompt = _prompt(service)
+        prompt = _prompt(service, model)
         threshold = st.slider(
             "Threshold",
             min_value=0.01,
@@ -60,30 +72,88 @@ def show_facts(facts: ModelFacts) -> None:
         "layers": str(info.n_layers),
         "heads": heads,
         "width": str(info.d_model),
-        "neurons a layer": str(info.n_neurons),
+        "FFN": _ffn(info),
         "vocabulary": f"{info.d_vocab:,}",
         "context": f"{info.n_ctx:,} tokens",
         "runs in": f"{info.dtype} on {info.device}",
         "attention": info.attention,
-        "parts add up to": f"{facts.worst_identity_error:.0e} (relative)",
     }
+    if info.adapter:
+        rows["adapter"] = info.adapter
+    if info.tokenizer is not None:
+        rows |= _tokenizer(info.tokenizer)
+    rows["parts add up to"] = f"{facts.worst_identity_error:.0e} (relative)"
+    if info.logits_error is not None:
+        rows["logits equal to"] = f"{info.logits_error:.0e} (relative)"
     with st.sidebar.expander("Model facts", expanded=True):
-        st.table(rows, border="horizontal", hide_header=True)
+        # A table reads its cells as Markdown, in which names of tokens such as <s> or paths with underscores would be something else.
+        st.table({name: escaped(value) for name, value in rows.items()}, border="horizontal", hide_header=True)
+        if info.not_shown:
+            st.caption("**What is not shown**\n\n" + "\n".join(f"- {escaped(sentence)}" for sentence in info.not_shown))
+
+
+def _ffn(info: ModelInfo) -> str:
+    if not info.ffn:
+        return f"{info.n_neurons} neurons"
+    counts = Counter(info.ffn)
+    if len(counts) == 1:
+        return _ffn_shape(info.ffn[0])
+    return "; ".join(f"{_ffn_shape(shape)} in {n} layer{'s' if n != 1 else ''}" for shape, n in counts.items())
+
+
+def _ffn_shape(shape: FfnShape) -> str:
+    if not shape.n_neurons:
+        return "no neurons shown"
+    if not shape.n_experts:
+        return f"{shape.per_expert} neurons"
+    return f"{shape.n_experts} experts of {shape.per_expert} neurons" + (f", {shape.n_shared} shared" if shape.n_shared else "")
+
+
+def _tokenizer(tokenizer: TokenizerInfo) -> dict[str, str]:
+    templates = {"checkpoint": "its own", "config": "from the configuration", None: "none"}
+    return {
+        "tokens": f"{tokenizer.n_tokens:,}",
+        "put in front": " ".join(tokenizer.prefix) or "nothing",
+        "chat template": templates[tokenizer.chat_template],
+    }
 
 
 def _model(service: Service) -> ModelKey | None:
-    config = service.config
-    names = list(config.models)
+    may_add = service.config.models_may_be_added
+    # Set in every run: when somebody adds a model the menu is another widget, which would begin with its default.
+    chosen = st.session_state.get("model", service.config.default_model)
+    chosen = st.session_state.pop("chosen_model", chosen) or None
+    st.session_state.model = chosen
     name = st.selectbox(
         "Model",
-        names,
-        index=names.index(config.default_model) if config.default_model else None,
+        list(service.engine.model_names()),
+        index=None if chosen is None else 0,
         key="model",
         placeholder="Choose a model",
-        accept_new_options=not config.demo_mode,
-        help="The models of the configuration."
-        + ("" if config.demo_mode else " You may also type the path of a folder or a name on the Hugging Face hub."),
+        accept_new_options=may_add,
+        help="The models of the configuration"
+        + (", and those that were added. You may also type the path of a folder or a name on the Hugging Face hub." if may_add else "."),
     )
+    with st.container(horizontal=True, gap="small"):
+        if may_add:
+            st.button(
+                "Add",
+                icon=":material/add:",
+                key="add_model",
+                width="stretch",
+                on_click=session.open_dialog,
+                args=("adding",),
+                help="Add a model: a folder or a name on the hub, with an adapter if you like. It is checked before it is added.",
+            )
+        st.button(
+            "Memory",
+            icon=":material/memory:",
+            key="memory",
+            width="stretch",
+            on_click=session.open_dialog,
+            args=("memory",),
+            help="Which models are loaded, what memory they take and what is free; unload them.",
+        )
     with st.popover(
         "Device and precision", icon=":material/tune:", width="stretch", help="Where the model runs and in which number format."
     ):
@@ -100,10 +170,10 @@ def _model(service: Service) -> ModelKey | None:
             help="Of the weights and the forward pass; contributions are always computed in float32. "
             '"auto" is float32 on a CPU and the checkpoint\'s own precision elsewhere. Half precision takes half the memory.',
         )
-    return ModelKey(name, device, dtype) if name else None
+    return ModelKey(cleaned(name), device, dtype) if name and cleaned(name) else None
 
 
-def _prompt(service: Service) -> str:
+def _prompt(service: Service, model: ModelKey | None) -> str | tuple[ChatMessage, ...]:
     config = service.config
     try:
         prompts = config.prompts()
@@ -123,13 +193,35 @@ def _prompt(service: Service) -> str:
             on_change=_take_example,
             help="Choosing one puts it into the box below.",
         )
+    if model is None or not session.has_chat_template(service, model) or not _as_chat():
+        return _text(service, "Prompt", "The model continues this text.")
+    return chat.turns(service, lambda label, note: _text(service, label, note))
+
+
+def _as_chat() -> bool:
+    form = st.segmented_control(
+        "Form",
+        ["Text", "Chat"],
+        default="Text",
+        required=True,
+        key="prompt_form",
+        label_visibility="collapsed",
+        width="stretch",
+        help="Text is continued as it is. Chat goes through the chat template of the model, which puts its own tokens around each message.",
+    )
+    return form == "Chat"
+
+
+def _text(service: Service, label: str, note: str) -> str:
+    """The box that holds the prompt, or in a chat the user's first message: switching between them keeps it."""
+    config = service.config
     return st.text_area(
-        "Prompt",
+        label,
         key="prompt",
         height=110,
         disabled=config.demo_mode,
         max_chars=config.max_user_string_length,
-        help="The model continues this text. Press Ctrl+Enter, or click elsewhere, to run it."
+        help=f"{note} Press Ctrl+Enter, or click elsewhere, to run it."
         + (" This server shows prepared prompts only." if config.demo_mode else ""),
         placeholder="The capital of France is",
     )

@@ -5,19 +5,23 @@ from __future__ import annotations
 import streamlit as st
 
 from app import session
-from app.panels import graph, inspector, predictions, sidebar
+from app.panels import adding, chat, graph, inspector, memory, predictions, sidebar
 from app.session import Conversation, Service
-from llm_tt.engine.messages import ExplainPrediction, TraceKey
+from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
 _POLL_SECONDS = 0.4
 
 
 def show(service: Service) -> None:
     choices = sidebar.show(service)
+    if session.dialog() == "adding":
+        adding.show(service)
+    elif session.dialog() == "memory":
+        memory.show(service)
     if choices.model is None:
         st.info("Choose a model in the sidebar to begin.", icon=":material/arrow_back:")
         return
-    if not choices.prompt.strip():
+    if not choices.has_prompt:
         st.info("The prompt is empty. Type some text in the sidebar, or choose an example.", icon=":material/arrow_back:")
         return
     trace = TraceKey(choices.model, choices.prompt)
@@ -26,7 +30,11 @@ def show(service: Service) -> None:
         graph.forget_position()
     question = ExplainPrediction(trace, st.session_state.get("target", -1), choices.threshold, choices.renormalize)
     conversation = session.conversation()
+    was_chat = session.has_chat_template(service, choices.model)
     conversation.ask(service.engine, question)
+    if session.has_chat_template(service, choices.model) != was_chat:
+        # The model came while the page was drawn: the sidebar can offer a chat now.
+        st.rerun()
     # Always there, though mostly empty: what follows must keep its place on the page, or the browser makes the graph anew.
     with st.container():
         _progress(service, conversation)
@@ -40,10 +48,11 @@ def show(service: Service) -> None:
     with right:
         predictions.show(explanation)
         inspector.show(service, explanation, st.session_state.get("selection"))
+    chat.show_received(explanation)
     sidebar.show_facts(explanation.facts)
 
 
-def _progress(service: Service, conversation: Conversation) -> None:
+def _progress(service: Service, conversation: Conversation[ExplainPrediction, Explanation]) -> None:
     """Where the current question is, if it has no answer yet."""
     if conversation.phase == "working":
         _watch(service, conversation)
@@ -56,7 +65,7 @@ def _progress(service: Service, conversation: Conversation) -> None:
 
 
 @st.fragment(run_every=_POLL_SECONDS)
-def _watch(service: Service, conversation: Conversation) -> None:
+def _watch(service: Service, conversation: Conversation[ExplainPrediction, Explanation]) -> None:
     conversation.look(service.engine)
     if conversation.phase != "working" or conversation.job is None:
         st.rerun()

@@ -1,48 +1,51 @@
-"""The engine in this process: loads each model once, keeps recent traces within a budget, answers questions from any thread.
+"""The engine in this process: keeps models and recent traces within a budget, answers questions from any thread.
 
 Importing this module is cheap; the model libraries are imported when the first model is loaded.
 """
 
 from __future__ import annotations
 
-import gc
-import sys
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from llm_tt.config import AppConfig, ModelSpec
+from llm_tt.engine import keeper
+from llm_tt.engine.cache import Cache
 from llm_tt.engine.jobs import JobQueue, JobStatus
+from llm_tt.engine.keeper import Loaded, ModelKeeper
 from llm_tt.engine.messages import (
+    AddedModel,
+    AddModel,
     Answer,
     EdgeReport,
     ExplainPrediction,
     Explanation,
     InspectEdge,
     InspectNode,
+    ListLoaded,
+    LoadedModel,
     LoadModel,
+    LookAt,
     MeasureTuning,
+    MemoryReport,
     ModelFacts,
     ModelKey,
     NodeReport,
     Question,
     TraceKey,
 )
-from llm_tt.errors import ModelError, PromptError, RequestError
+from llm_tt.errors import PromptError, RequestError
 from llm_tt.flow.graph import Node, entering
+from llm_tt.models import places
+from llm_tt.models.places import Place
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
     from llm_tt.analysis.tuning_report import TuningReport
-    from llm_tt.models.transparent_llm import Trace, TransparentLlm
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
+    from llm_tt.models.transparent_llm import Trace
 
 _LOADING, _TRACING = 0.7, 0.95
 """Fractions of an explanation's progress at which the model is loaded, and traced, when nothing is cached"""
@@ -53,59 +56,10 @@ _MAX_TUNINGS = 16
 
 
 @dataclass(frozen=True, eq=False)
-class _Loaded:
-    model: TransparentLlm
-    facts: ModelFacts
-
-
-@dataclass(frozen=True, eq=False)
 class _Traced:
     trace: Trace
-    facts: ModelFacts
+    loaded: Loaded
     seconds: float
-
-
-class _Cache(Generic[_Key, _Value]):
-    """Values by key, each made once even when several threads want it; the least recently used go when the budget is exceeded."""
-
-    def __init__(self, budget: int, cost: Callable[[_Value], int]) -> None:
-        self._budget = budget
-        self._cost = cost
-        self._lock = threading.Lock()
-        self._values: OrderedDict[_Key, _Value] = OrderedDict()
-        self._making: dict[_Key, tuple[threading.Lock, int]] = {}
-        """A lock for each key that is being made, and how many threads want it"""
-
-    def get(self, key: _Key, make: Callable[[], _Value]) -> _Value:
-        with self._lock:
-            making, wanted = self._making.get(key, (threading.Lock(), 0))
-            self._making[key] = making, wanted + 1
-        try:
-            with making:
-                with self._lock:
-                    if key in self._values:
-                        self._values.move_to_end(key)
-                        return self._values[key]
-                value = make()
-                with self._lock:
-                    self._values[key] = value
-                    while len(self._values) > 1 and sum(map(self._cost, self._values.values())) > self._budget:
-                        self._values.popitem(last=False)
-                return value
-        finally:
-            with self._lock:
-                making, wanted = self._making.pop(key)
-                if wanted > 1:
-                    self._making[key] = making, wanted - 1
-
-    def discard(self, unwanted: Callable[[_Key], bool]) -> None:
-        with self._lock:
-            for key in [key for key in self._values if unwanted(key)]:
-                del self._values[key]
-
-    def __contains__(self, key: object) -> bool:
-        with self._lock:
-            return key in self._values
 
 
 class LocalEngine:
@@ -113,14 +67,23 @@ class LocalEngine:
 
     Args:
         trace_budget: bytes of traces and contributions to keep.
-        max_models: models to keep loaded; the least recently used one is dropped for another.
+        max_models: models to keep loaded; the least recently used one is dropped before another is loaded.
+        added: models that users had added to the engine before this one.
     """
 
-    def __init__(self, config: AppConfig, trace_budget: int = 2 * 2**30, max_models: int = 2, n_workers: int = 2) -> None:
+    def __init__(
+        self,
+        config: AppConfig,
+        trace_budget: int = 2 * 2**30,
+        max_models: int = 2,
+        n_workers: int = 2,
+        added: Iterable[ModelSpec] = (),
+    ) -> None:
         self._config = config
-        self._models: _Cache[ModelKey, _Loaded] = _Cache(max_models, lambda loaded: 1)
-        self._traces: _Cache[TraceKey, _Traced] = _Cache(trace_budget, _trace_bytes)
-        self._tunings: _Cache[ModelKey, TuningReport] = _Cache(_MAX_TUNINGS, lambda report: 1)
+        self._max_models = max_models
+        self._models = ModelKeeper(config, max_models, added, self._forget_orphans)
+        self._traces: Cache[tuple[ModelSpec, Any], _Traced] = Cache(trace_budget, _trace_bytes)
+        self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
         self._jobs = JobQueue(n_workers)
 
     # --- questions
@@ -135,6 +98,12 @@ class LocalEngine:
     def answer(self, question: InspectEdge, progress: Progress = silent) -> EdgeReport: ...
     @overload
     def answer(self, question: MeasureTuning, progress: Progress = silent) -> TuningReport: ...
+    @overload
+    def answer(self, question: LookAt, progress: Progress = silent) -> Place: ...
+    @overload
+    def answer(self, question: AddModel, progress: Progress = silent) -> AddedModel: ...
+    @overload
+    def answer(self, question: ListLoaded, progress: Progress = silent) -> MemoryReport: ...
 
     def answer(self, question: Question, progress: Progress = silent) -> Answer:
         """Answer now, in this thread. `progress` may raise to cancel.
@@ -143,16 +112,27 @@ class LocalEngine:
             LlmTtError: the sentence to show.
         """
         match question:
-            case LoadModel():
-                return self._loaded(question.model, progress).facts
-            case ExplainPrediction():
-                return self._explain(question, progress)
-            case InspectNode():
-                return _inspect_node(question, self._traced(question.trace, progress).trace)
-            case InspectEdge():
-                return _inspect_edge(question, self._traced(question.trace, progress).trace)
+            case LookAt():
+                self._models.require_adding()
+                return places.look(question.typed)
+            case AddModel():
+                spec, loaded = self._models.add(question.spec, progress)
+                return AddedModel(spec, loaded.facts, self._config.lines_with(spec))
+            case ListLoaded():
+                return self._memory_report()
             case MeasureTuning():
                 return self._tuning(question.model, progress)
+            case LoadModel():
+                with self._models.using(self._models.spec(question.model)):
+                    return self._models.load(question.model, progress).facts
+        with self._models.using(self._models.spec(question.trace.model)):
+            match question:
+                case ExplainPrediction():
+                    return self._explain(question, progress)
+                case InspectNode():
+                    return _inspect_node(question, self._traced(question.trace, progress).trace)
+                case InspectEdge():
+                    return _inspect_edge(question, self._traced(question.trace, progress).trace)
 
     def submit(self, question: Question) -> str:
         """Answer in the background; the id of the job."""
@@ -172,60 +152,63 @@ class LocalEngine:
     def collect(self, job_id: str) -> Any:
         return self._jobs.collect(job_id)
 
-    def is_loaded(self, model: ModelKey) -> bool:
-        return model in self._models
-
-    def devices(self) -> list[str]:
-        """What a model can be asked to run on; asking does not import torch, so the list grows once a model is loaded."""
-        torch = sys.modules.get("torch")
-        found = ["auto", "cpu"]
-        if torch is not None and torch.cuda.is_available():
-            found += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        if torch is not None and torch.backends.mps.is_available():
-            found.append("mps")
-        return found
-
     def close(self) -> None:
         self._jobs.close()
 
-    # --- models and traces
+    # --- models
 
-    def _spec(self, key: ModelKey) -> ModelSpec:
-        spec = self._config.models.get(key.name)
-        if spec is None:
-            if self._config.demo_mode:
-                raise ModelError(f'Model "{key.name}" is not offered here. Choose one of: {", ".join(self._config.models)}.')
-            spec = ModelSpec.named(key.name)
-        return spec.changed(device=None if key.device == "auto" else key.device, dtype=None if key.dtype == "auto" else key.dtype)
+    def model_names(self) -> tuple[str, ...]:
+        """The menu: the configured models, then those that users added."""
+        return self._models.names()
 
-    def _loaded(self, key: ModelKey, progress: Progress) -> _Loaded:
-        def load() -> _Loaded:
-            progress("Importing the model libraries", 0.0)
-            _import_libraries()
-            from llm_tt.models import identities, load_unchecked
+    def added_models(self) -> tuple[ModelSpec, ...]:
+        return self._models.added()
 
-            started = time.monotonic()
-            model = load_unchecked(self._spec(key), progress=progress)
-            progress(f"Checking that the parts of {key.name} add up", 0.95)
-            report = identities.require(model)
-            facts = ModelFacts(model.info, report.worst, report.tolerance, time.monotonic() - started)
-            return _Loaded(model, facts)
+    def is_loaded(self, model: ModelKey) -> bool:
+        return self._models.is_loaded(model)
 
-        loaded = self._models.get(key, load)
-        # Traces hold on to their model: those of a model that was dropped must not keep it in memory.
-        self._traces.discard(lambda trace: trace.model not in self._models)
-        return loaded
+    def facts_if_loaded(self, model: ModelKey) -> ModelFacts | None:
+        """What `LoadModel` answers, if that takes no time."""
+        return self._models.facts(model)
+
+    def unload(self, model: ModelKey) -> None:
+        """Drop a model and its traces; what is being answered with it ends as it would, and the memory is freed after.
+
+        It is loaded again when somebody asks about it."""
+        self._models.unload(model)
+
+    def forget(self, name: str) -> None:
+        """Take a model that was added off the menu of everyone, and unload it."""
+        self._models.forget(name)
+
+    def devices(self) -> list[str]:
+        """What a model can be asked to run on; asking does not import torch, so the list grows once a model is loaded."""
+        return keeper.devices()
+
+    def _memory_report(self) -> MemoryReport:
+        traces = self._traces.items()
+        models: list[LoadedModel] = []
+        for loaded, n_questions in self._models.loaded():
+            sizes = [_trace_bytes(traced) for _, traced in traces if traced.loaded is loaded]
+            models.append(LoadedModel(loaded.key, loaded.facts, loaded.weight_bytes, len(sizes), sum(sizes), n_questions))
+        return MemoryReport(tuple(models), self._max_models, keeper.memory())
+
+    # --- traces
+
+    def _forget_orphans(self) -> None:
+        """Traces hold on to their model: those of a model that was dropped must not keep it in memory."""
+        self._traces.discard(lambda key, traced: not self._models.holds(traced.loaded))
 
     def _tuning(self, key: ModelKey, progress: Progress) -> TuningReport:
         # Weights are compared as they are stored: on which device and in which precision the model runs makes no difference.
-        key = ModelKey(key.name)
+        spec = self._models.spec(ModelKey(key.name))
 
-        def measure() -> TuningReport:
+        def measure(progress: Progress) -> TuningReport:
             from llm_tt.analysis.tuning import tuning_report
 
-            return tuning_report(self._spec(key), progress=progress)
+            return tuning_report(spec, progress=progress)
 
-        return self._tunings.get(key, measure)
+        return self._tunings.get(spec, measure, progress)
 
     def _require_allowed(self, prompt: str | tuple[ChatMessage, ...]) -> None:
         """What the configuration says about prompts holds for every way in, not only for the page's text box.
@@ -241,14 +224,18 @@ class LocalEngine:
 
     def _traced(self, key: TraceKey, progress: Progress) -> _Traced:
         self._require_allowed(key.prompt)
-        loaded = self._loaded(key.model, _part(progress, 0.0, _LOADING))
+        loaded = self._models.load(key.model, _part(progress, 0.0, _LOADING))
 
-        def trace() -> _Traced:
+        def trace(progress: Progress) -> _Traced:
             started = time.monotonic()
-            result = loaded.model.trace(key.prompt, _part(progress, _LOADING, _TRACING))
-            return _Traced(result, loaded.facts, time.monotonic() - started)
+            result = loaded.model.trace(key.prompt, progress)
+            return _Traced(result, loaded, time.monotonic() - started)
 
-        return self._traces.get(key, trace)
+        traced = self._traces.get((self._models.spec(key.model), key.prompt), trace, _part(progress, _LOADING, _TRACING))
+        # The model may have been dropped meanwhile; those who did so did not see this trace.
+        if not self._models.holds(traced.loaded):
+            self._forget_orphans()
+        return traced
 
     # --- answers
 
@@ -263,28 +250,13 @@ class LocalEngine:
         return Explanation(
             trace=question.trace,
             prompt=traced.trace.prompt,
-            facts=traced.facts,
+            facts=traced.loaded.facts,
             graph=graph,
             predictions=predictions(traced.trace, question.target, question.n_predictions),
             trace_seconds=traced.seconds,
             routes_seconds=time.monotonic() - started,
             trace_bytes=traced.trace.nbytes,
         )
-
-
-@cache
-def _import_libraries() -> None:
-    """Import what loading a model needs, once, and tell the garbage collector that it stays.
-
-    Streamlit collects garbage after every run of the script; with these libraries' objects to look through that stops the process for a third of
-    a second each time.
-    """
-    from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
-
-    import llm_tt.models.bridge  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
 
 
 def _trace_bytes(traced: _Traced) -> int:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm_tt.analysis.tuning_report import TuningReport
+from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import ModelInfo
+from llm_tt.models.places import Place
 from llm_tt.text import ChatMessage, Prompt
 
 
@@ -79,7 +81,28 @@ class MeasureTuning:
     model: ModelKey
 
 
-Question = LoadModel | ExplainPrediction | InspectNode | InspectEdge | MeasureTuning
+@dataclass(frozen=True)
+class LookAt:
+    """What a typed folder or hub name leads to, before anything is loaded."""
+
+    typed: str
+
+
+@dataclass(frozen=True)
+class AddModel:
+    """Load a model that is not configured, prove that its parts add up, and put it on the menu of everyone.
+
+    Paths are as the user typed them; an empty name asks for one made of the path."""
+
+    spec: ModelSpec
+
+
+@dataclass(frozen=True)
+class ListLoaded:
+    """Which models are in memory, and how much of it there is."""
+
+
+Question = LoadModel | ExplainPrediction | InspectNode | InspectEdge | MeasureTuning | LookAt | AddModel | ListLoaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,4 +158,49 @@ class EdgeReport:
     """(head, contribution) by falling contribution; attention edges only"""
 
 
-Answer = ModelFacts | Explanation | NodeReport | EdgeReport | TuningReport
+@dataclass(frozen=True, eq=False)
+class AddedModel:
+    """The answer to `AddModel`."""
+
+    spec: ModelSpec
+    """as it was understood: folders found, a name given"""
+    facts: ModelFacts
+    config_lines: str
+    """what to write into the configuration file, so that the model stays"""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory."""
+
+    key: ModelKey
+    facts: ModelFacts
+    weight_bytes: int
+    n_traces: int
+    trace_bytes: int
+    """of its traces and their contributions"""
+    n_questions: int
+    """being answered with it now"""
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """The memory of the host ("cpu") or of a GPU; free is what can be given without swapping."""
+
+    device: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """The answer to `ListLoaded`."""
+
+    models: tuple[LoadedModel, ...]
+    """the latest used first"""
+    max_models: int
+    memory: tuple[DeviceMemory, ...]
+
+
+Answer = ModelFacts | Explanation | NodeReport | EdgeReport | TuningReport | Place | AddedModel | MemoryReport

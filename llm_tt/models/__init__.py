@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llm_tt.config import ModelSpec
@@ -48,8 +49,12 @@ def load_unchecked(
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress = silent,
+    before_weights: Callable[[], None] = lambda: None,
 ) -> TransparentLlm:
-    """As `load_model`, for callers that check the identities themselves (`llm_tt.models.identities`)."""
+    """As `load_model`, for callers that check the identities themselves (`llm_tt.models.identities`).
+
+    `before_weights` is called when everything but the weights has been read and found in order: the moment to make room for them.
+    """
     if isinstance(model, str):
         model = ModelSpec.named(model)
     if not (model.path or model.name).strip():
@@ -63,7 +68,7 @@ def load_unchecked(
         return load_own(spec)
     from llm_tt.models.checkpoints import load_checkpoint
 
-    checkpoint = load_checkpoint(spec, progress)
+    checkpoint = load_checkpoint(spec, progress, before_weights)
     progress(f"Preparing {spec.name}", 0.85)
     from llm_tt.models.bridge import BridgeLlm
 

@@ -320,6 +320,11 @@ class BridgeLlm(TransparentLlm):
 
     # --- weights
 
+    def weight_bytes(self) -> int:
+        tensors = [*self._bridge.original_model.parameters(), *self._bridge.original_model.buffers()]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(storages.values())
+
     def attention_output(self, layer: int) -> tuple[Tensor, Tensor | None]:
         made = self._layers[layer]
         projection = unwrapped(made.block.attn.o)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from llm_tt.config import BALANCED, ModelSpec
 from llm_tt.errors import ModelError, OutOfMemoryError
 from llm_tt.models import adapters, hub, quantized, weights
 from llm_tt.models.adapters import Adapter
+from llm_tt.models.loading import weights_reported
 from llm_tt.models.memory import available_bytes, show_bytes
 from llm_tt.models.sharing import BASES
 from llm_tt.progress import Progress, silent
@@ -114,8 +115,11 @@ def placement(device: str) -> dict[str, Any]:
     return {}
 
 
-def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
+def load_checkpoint(spec: ModelSpec, progress: Progress = silent, before_weights: Callable[[], None] = lambda: None) -> Checkpoint:
     """Load what a `ModelSpec` describes. Models of one checkpoint share its weights (`llm_tt.models.sharing`).
+
+    Args:
+        before_weights: called once everything else has been read and found in order, before memory is counted; makes room.
 
     Raises:
         ModelError: a folder, file or hub model is missing, incomplete or not allowed.
@@ -158,9 +162,12 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent) -> Checkpoint:
     stored = weights.stored_dtype(folder) if folder else None
     dtype = resolve_dtype(spec.dtype, device, getattr(config, "dtype", None) or stored)
 
+    before_weights()
+
     def load() -> Any:
         progress(f"Loading the weights of {spec.name}", 0.1)
-        return _load(spec, source, config, dtype, device, at)
+        with weights_reported(spec.name, progress, 0.1, 0.7):
+            return _load(spec, source, config, dtype, device, at)
 
     # The modules of a quantised or dispatched model are more than their tensors: such a model is loaded for itself.
     alone = spec.quantization is not None or device == BALANCED

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llm_tt.errors import LlmTtError, ModelError
+from llm_tt.progress import Cancelled
 
 _Value = TypeVar("_Value")
 
@@ -80,7 +81,7 @@ def translated(where: str, revision: str | None, load: Callable[[], _Value]) -> 
 
     try:
         return load()
-    except (LlmTtError, torch.OutOfMemoryError, MemoryError):
+    except (LlmTtError, Cancelled, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         reason = _reason(where, revision, error)

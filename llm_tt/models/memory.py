@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from llm_tt.errors import OutOfMemoryError
+from llm_tt.models.sizes import show_bytes
 from llm_tt.models.transparent_llm import ModelInfo
 
 _RESERVE = 0.9
@@ -71,12 +72,3 @@ def require_memory(info: ModelInfo, n_tokens: int, available: int | None = None)
             f"A trace of {n_tokens} tokens of {info.name} needs about {show_bytes(need)}, but {info.device} has {show_bytes(budget)} to give. "
             f"What helps: {'; '.join(ways)}."
         )
-
-
-def show_bytes(n_bytes: float) -> str:
-    """1536 -> '1.5 KB'; powers of 1024."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} TB"

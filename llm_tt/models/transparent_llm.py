@@ -264,6 +264,10 @@ class TransparentLlm(ABC):
 
     # --- built on the above
 
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in memory; from the number of parameters, where a backend does not know better."""
+        return self.info.n_params * self.info.torch_dtype.itemsize
+
     def trace(self, prompt: PromptLike, progress: Progress = silent) -> Trace:
         """Run one forward pass over a text, over token ids used exactly as given, or over a conversation.
 

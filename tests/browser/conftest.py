@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_app import CHROMIUM, ROOT, App, start_app, stop_app
+from playwright.sync_api import Browser, sync_playwright
+from running_app import CHROMIUM, FLAGS, ROOT, App, start_app, stop_app
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,3 +24,11 @@ def app() -> Iterator[App]:
     process, running = start_app(ROOT / "config" / "local.json")
     yield running
     stop_app(process)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()

@@ -38,7 +38,7 @@ class App:
     """time.monotonic() when the process was started"""
 
 
-def start_app(config: Path) -> tuple[subprocess.Popen[bytes], App]:
+def start_app(config: Path, **environment: str) -> tuple[subprocess.Popen[bytes], App]:
     """`streamlit run app/main.py -- config` on a free port, offline; returns when it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -48,7 +48,7 @@ def start_app(config: Path) -> tuple[subprocess.Popen[bytes], App]:
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

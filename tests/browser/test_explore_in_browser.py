@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from explore_page import ExplorePage
-from playwright.sync_api import Browser, expect, sync_playwright
-from running_app import CHROMIUM, FLAGS, ROOT, SCREENSHOTS, App, start_app, stop_app
+from playwright.sync_api import Browser, expect
+from running_app import ROOT, SCREENSHOTS, App, start_app, stop_app
 
 import llm_tt
 from llm_tt.export import files
@@ -22,14 +22,6 @@ from llm_tt.text import visible
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 START_SECONDS = 15
 REDRAW_SECONDS = 0.3
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

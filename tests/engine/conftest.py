@@ -57,10 +57,11 @@ def loads(tiny: Callable[[str], llm_tt.TransparentLlm], monkeypatch: pytest.Monk
     load = llm_tt.models.load_unchecked
     seen: list[str] = []
 
-    def load_unchecked(spec: ModelSpec, progress: Progress = silent) -> llm_tt.TransparentLlm:
+    def load_unchecked(spec: ModelSpec, progress: Progress = silent, before_weights: Callable[[], None] = lambda: None) -> Any:
         seen.append(spec.name)
         if spec.name not in NAMES:
-            return load(spec, progress=progress)
+            return load(spec, progress=progress, before_weights=before_weights)
+        before_weights()
         progress(f"Loading the weights of {spec.name}", 0.1)
         progress(f"Preparing {spec.name}", 0.85)
         return tiny(spec.name)

@@ -40,10 +40,10 @@ def test_a_model_is_loaded_once_though_several_threads_ask_at_the_same_time(
     seen: list[str] = []
     load = llm_tt.models.load_unchecked
 
-    def spy(spec: Any, progress: Progress = silent) -> llm_tt.TransparentLlm:
+    def spy(spec: Any, progress: Progress = silent, **options: Any) -> llm_tt.TransparentLlm:
         seen.append(spec.path)
         time.sleep(0.05)  # lets the others arrive
-        return load(spec, progress=progress)
+        return load(spec, progress=progress, **options)
 
     monkeypatch.setattr(llm_tt.models, "load_unchecked", spy)
     engine = make_engine()
@@ -88,8 +88,8 @@ def test_nothing_keeps_a_dropped_model_in_memory(make_engine: Callable, monkeypa
     loaded: list[weakref.ref[llm_tt.TransparentLlm]] = []
     load = llm_tt.models.load_unchecked
 
-    def spy(spec: Any, progress: Progress = silent) -> llm_tt.TransparentLlm:
-        result = load(spec, progress=progress)
+    def spy(spec: Any, progress: Progress = silent, **options: Any) -> llm_tt.TransparentLlm:
+        result = load(spec, progress=progress, **options)
         loaded.append(weakref.ref(result))
         return result
 
