@@ -64,3 +64,12 @@ def plain_contributions(plain_run: Callable[[str, int], reference.Run]) -> Calla
 def trace(model: Callable[..., llm_tt.TransparentLlm]) -> Callable[[str, int], llm_tt.Trace]:
     """trace(name, n_tokens): the library's trace of the same ids as `plain_run`. Shared: contributions kept with it persist between tests."""
     return cache(lambda name, n_tokens: model(name).trace(families.token_ids(n_tokens)))
+
+
+@pytest.fixture
+def nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process: no model in memory has weights that another could use."""
+    from llm_tt.models import checkpoints
+    from llm_tt.models.sharing import SharedBases
+
+    monkeypatch.setattr(checkpoints, "BASES", SharedBases())

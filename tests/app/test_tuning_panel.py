@@ -62,7 +62,7 @@ def panel(adapters: dict[str, Path], checkpoint: Callable[[str], Path], tmp_path
         tuning.show(service, ModelKey(st.session_state["chosen"], dtype=st.session_state.get("precision", "auto")))
 
     def start(model: str) -> AppTest:
-        at = AppTest.from_function(script, default_timeout=60, kwargs={"service": Service(config, engine)})
+        at = AppTest.from_function(script, default_timeout=60, kwargs={"service": Service(tmp_path / "config.json", config, engine)})
         at.session_state["chosen"] = model
         return at.run()
 

@@ -303,6 +303,7 @@ def unfinished(checkpoint: Callable, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("nothing_shared")
 def test_the_oldest_model_goes_before_the_weights_of_another_are_read(make_engine: Callable, models: list) -> None:
     engine = make_engine(max_models=1)
     engine.answer(LoadModel(ModelKey("gpt2")))

@@ -14,6 +14,8 @@ from llm_tt.models.checkpoints import load_checkpoint
 from llm_tt.models.loading import weights_reported
 from llm_tt.progress import Cancelled
 
+pytestmark = pytest.mark.usefixtures("nothing_shared")
+
 
 def test_every_tensor_is_reported(checkpoint: Callable[[str], Path]) -> None:
     folder = checkpoint("llama")

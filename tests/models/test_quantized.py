@@ -67,6 +67,7 @@ def test_quantised_weights_are_not_shared_with_plain_ones(pretended: list[dict[s
     assert not {p.data_ptr() for p in plain.parameters()} & {p.data_ptr() for p in small.parameters()}
 
 
+@pytest.mark.usefixtures("nothing_shared")
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_fewer_bits_are_counted_as_less_memory(
     bits: str, pretended: list[dict[str, Any]], checkpoint: Callable, monkeypatch: pytest.MonkeyPatch
