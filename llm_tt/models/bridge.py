@@ -29,7 +29,7 @@ from llm_tt.models.blocks import (
     value_limit,
 )
 from llm_tt.models.capture import Captured
-from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, has_experts, unwrapped
+from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, has_experts, scaled, unwrapped
 from llm_tt.models.info import FfnShape
 from llm_tt.models.memory import require_memory
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
@@ -141,7 +141,9 @@ class BridgeLlm(TransparentLlm):
         )
         self._logit_scale, self._logit_cap = logit_scale(self._config), logit_cap(self._config)
         self._windows = attention_windows(self._config, self.info.n_layers)
-        self._proof = probe, plain_logits
+        self._proof = tuple(probe), plain_logits
+        self._first_run: tuple[Tensor, tuple[BlockActivations, ...]] | None = None
+        self._first_logits: Tensor | None = None
         if not self._use_fused_attention():
             self.use_eager_attention()
 
@@ -150,19 +152,16 @@ class BridgeLlm(TransparentLlm):
         probe, plain_logits = self._proof
         capture.enable(self._bridge, self._config)
         try:
-            with capture.capturing() as captured:
-                error = identities.relative_error(self.last_logits(probe), plain_logits)
-        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):
+            embedding, blocks, logits = self._record(probe, silent, fused=True)
+        except (_NotAsFusedError, RuntimeError, TypeError, ValueError, AttributeError, KeyError):
             # A family whose attention does not go through the interface of transformers.
             return False
-        if len(captured) < self.info.n_layers or not error <= identities.TOLERANCE[self.info.torch_dtype]:
+        error = identities.relative_error(logits, plain_logits)
+        if not error <= identities.TOLERANCE[self.info.torch_dtype]:
             return False
-        width = sum(
-            each.pattern.queries[:, 0].numel() + each.pattern.keys[:, 0].numel() + each.values[:, 0].numel() for each in captured.values()
-        )
-        # A gate is kept in float32; counted as per element, which only a gate per head is less than.
-        width += sum(layer.n_heads * self.info.d_head for layer in self._layers if layer.gate is not None or layer.sub_norm is not None)
-        self.info = replace(self.info, attention="fused", logits_error=error, attention_width=width / self.info.n_layers)
+        width = sum(_attention_numbers(block) for block in blocks) / (len(probe) * self.info.n_layers)
+        self.info = replace(self.info, attention="fused", logits_error=error, attention_width=width)
+        self._first_run, self._first_logits = (embedding, blocks), logits
         return True
 
     def use_eager_attention(self) -> None:
@@ -176,21 +175,23 @@ class BridgeLlm(TransparentLlm):
         with self._lock:
             capture.disable(self._bridge, self._config)
             try:
-                error = identities.relative_error(self.last_logits(probe), plain_logits)
+                error = identities.relative_error(_last_logits(self._bridge, probe, self.info.device), plain_logits)
             except Exception as error:
                 raise _not_taken_apart(who, error) from error
+            self._forget_patterns()
             if not error <= identities.TOLERANCE[self.info.torch_dtype]:
                 raise ModelError(
                     f"TransformerLens computes other logits for {who} than the model itself (relative error {error:.1e}). "
                     "Likely cause: an option in its config.json that TransformerLens ignores. Nothing would be shown correctly."
                 )
+            self._first_run = self._first_logits = None
             self.info = replace(self.info, attention="eager", logits_error=error, keeps_pattern=False)
             if self.info.torch_dtype == torch.float32:
                 self.info = replace(self.info, keeps_pattern=not self._recomputes_rows(probe))
 
     def _recomputes_rows(self, probe: Sequence[int]) -> bool:
         """Whether every layer's pattern can be had from its queries and keys."""
-        _, blocks = self._record(probe, silent, always_recompute=True)
+        _, blocks, _ = self._record(probe, silent, always_recompute=True)
         return all(isinstance(block.pattern, RecomputedPattern) for block in blocks)
 
     # --- how a block is built
@@ -272,29 +273,40 @@ class BridgeLlm(TransparentLlm):
 
     def run(self, token_ids: Sequence[int], progress: Progress = silent) -> tuple[Tensor, tuple[BlockActivations, ...]]:
         with self._lock:
+            first, self._first_run = self._first_run, None
+            if first is not None and tuple(token_ids) == self._proof[0]:
+                # The check at load asks for the very run that has just proven fused attention.
+                return first
             try:
-                return self._record(token_ids, progress)
+                return self._record(token_ids, progress, fused=self.info.attention == "fused")[:2]
             except _NotAsFusedError:
                 self.use_eager_attention()
-                return self._record(token_ids, progress)
+                return self._record(token_ids, progress)[:2]
 
     def _record(
-        self, token_ids: Sequence[int], progress: Progress, always_recompute: bool = False
-    ) -> tuple[Tensor, tuple[BlockActivations, ...]]:
+        self, token_ids: Sequence[int], progress: Progress, fused: bool = False, always_recompute: bool = False
+    ) -> tuple[Tensor, tuple[BlockActivations, ...], Tensor]:
+        """Embedding, blocks and last logits of one forward pass.
+
+        Raises:
+            _NotAsFusedError: fused attention was not captured, or is not what was captured.
+        """
         require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
         with torch.inference_mode(), capture.capturing() as captured:
-            recorder = _Recorder(self, progress, captured, always_recompute)
+            recorder = _Recorder(self, progress, captured if fused else None, always_recompute)
             try:
                 with recorder.watching():
-                    self._bridge.run_with_hooks(ids, fwd_hooks=recorder.hooks(), return_type=None, use_cache=False, logits_to_keep=1)
+                    logits = self._bridge.run_with_hooks(
+                        ids, fwd_hooks=recorder.hooks(), return_type="logits", use_cache=False, logits_to_keep=1
+                    )
             except (torch.OutOfMemoryError, MemoryError) as error:
                 raise OutOfMemoryError(
                     f"{self.info.device} ran out of memory while tracing {len(token_ids)} tokens. Shorten the prompt and run it again."
                 ) from error
             finally:
                 self._forget_patterns()
-        return recorder.embedding, tuple(recorder.blocks)
+            return recorder.embedding, tuple(recorder.blocks), logits[0, -1].float().cpu()
 
     def _gate(self, made: _Layer, now: dict[str, Tensor]) -> Tensor | None:
         """[T, H, E] or [T, H, 1]: what multiplied the heads' mixes; takes what was observed out of `now`."""
@@ -307,6 +319,8 @@ class BridgeLlm(TransparentLlm):
         return None
 
     def last_logits(self, token_ids: Sequence[int]) -> Tensor:
+        if self._first_logits is not None and tuple(token_ids) == self._proof[0]:
+            return self._first_logits
         with self._lock:
             logits = _last_logits(self._bridge, token_ids, self.info.device)
             self._forget_patterns()
@@ -330,9 +344,8 @@ class BridgeLlm(TransparentLlm):
         projection = unwrapped(made.block.attn.o)
         weight = dense_weight(projection)
         bias = getattr(projection, "bias", None)
-        return (
-            weight.view(made.n_heads, -1, weight.shape[1]) * made.scale,
-            None if bias is None else bias.detach().float() * made.scale,
+        return scaled(weight.view(made.n_heads, -1, weight.shape[1]), made.scale), None if bias is None else scaled(
+            bias.detach().float(), made.scale
         )
 
     def neurons(self, layer: int, ffn_input: Tensor) -> Neurons:
@@ -419,7 +432,7 @@ class _NotAsFusedError(Exception):
 class _Recorder:
     """Collects the activations of one run, block by block."""
 
-    def __init__(self, llm: BridgeLlm, progress: Progress, captured: Mapping[int, Captured], always_recompute: bool) -> None:
+    def __init__(self, llm: BridgeLlm, progress: Progress, captured: Mapping[int, Captured] | None, always_recompute: bool) -> None:
         self._always_recompute = always_recompute
         self._llm = llm
         self._progress = progress
@@ -439,7 +452,7 @@ class _Recorder:
                 wanted["attn_normed"] = "ln1_post.hook_in"
             if made.ffn_norm is not None:
                 wanted["ffn_normed"] = "ln2_post.hook_in"
-            if self._llm.info.attention == "eager":
+            if self._captured is None:
                 rotary = f"{block}.attn.hook_rot_q" in names and f"{block}.attn.hook_rot_k" in names
                 wanted |= {
                     "queries": "attn.hook_rot_q" if rotary else "attn.hook_q",
@@ -496,10 +509,12 @@ class _Recorder:
                 "ffn_norm": _frozen(made.ffn_norm, now.pop("ffn_normed", None), ffn_out),
                 "parallel": made.parallel,
             }
-            if layer in self._captured:
+            if self._captured is None:
+                self.blocks.append(llm.eager_block(layer, block, self._always_recompute, **now))
+            elif layer in self._captured:
                 self.blocks.append(llm.captured_block(layer, self._captured[layer], block))
             else:
-                self.blocks.append(llm.eager_block(layer, block, self._always_recompute, **now))
+                raise _NotAsFusedError
             self._before = tensor[0]
             self._progress(f"Tracing layer {layer + 1} of {llm.info.n_layers}", (layer + 1) / llm.info.n_layers)
 
@@ -513,6 +528,12 @@ def _frozen(weight: Tensor | None, before: Tensor | None, after: Tensor) -> Froz
     scaled = weight * before.reshape(after.shape).float()
     scale = (scaled * after.float()).sum(-1) / scaled.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
     return FrozenNorm(scale, weight)
+
+
+def _attention_numbers(block: BlockActivations) -> int:
+    """How many numbers of attention a fused block keeps; a gate is kept in float32."""
+    gate = 0 if block.gate is None else block.gate.nbytes // block.values.element_size()
+    return (block.pattern.nbytes + block.values.nbytes) // block.values.element_size() + gate
 
 
 def norm_weight(norm: Any) -> Tensor:

@@ -49,10 +49,11 @@ class DenseFfn:
     def neurons(self, ffn_input: Tensor) -> Neurons:
         with seen_by(self._out) as seen:
             self._run(ffn_input[None])
-        return Neurons(_rows(seen[0]), _scaled(getattr(self._out, "bias", None), self._scale))
+        bias = getattr(self._out, "bias", None)
+        return Neurons(_rows(seen[0]), None if bias is None else scaled(bias.detach().float(), self._scale))
 
     def output(self, neurons: Tensor | None) -> Tensor:
-        return _selected(dense_weight(self._out), neurons) * self._scale
+        return scaled(_selected(dense_weight(self._out), neurons), self._scale)
 
 
 class MixtureFfn:
@@ -151,7 +152,7 @@ class MixtureFfn:
         if self._shared_out is not None:
             shared = neurons[neurons >= n_routed] - n_routed
             rows[~is_routed] = _selected(dense_weight(self._shared_out), shared).to(down.device)
-        return rows * self._scale
+        return scaled(rows, self._scale)
 
 
 class OpaqueFfn:
@@ -216,5 +217,6 @@ def _selected(rows: Tensor, index: Tensor | None) -> Tensor:
     return rows if index is None else rows[index.to(rows.device)]
 
 
-def _scaled(bias: Tensor | None, scale: float) -> Tensor | None:
-    return None if bias is None else bias.detach().float() * scale
+def scaled(tensor: Tensor, factor: float) -> Tensor:
+    """Itself where the factor is 1: weights are not copied for nothing."""
+    return tensor if factor == 1 else tensor * factor

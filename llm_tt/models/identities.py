@@ -128,7 +128,10 @@ def _neuron_error(trace: Trace, layer: int) -> float:
     if llm.info.ffn and not llm.info.ffn[layer].n_neurons:
         return 0.0
     made = llm.neurons(layer, trace.ffn_input(layer))
-    total = torch.stack([_neuron_sum(llm, layer, row) for row in made.activations])
+    if llm.info.ffn and llm.info.ffn[layer].n_experts:
+        total = torch.stack([_active_sum(llm, layer, row) for row in made.activations])
+    else:
+        total = made.activations @ llm.neuron_output(layer)
     if made.bias is not None:
         total = total + made.bias.to(total.device)
     if block.ffn_norm is not None:
@@ -136,11 +139,9 @@ def _neuron_error(trace: Trace, layer: int) -> float:
     return relative_error(total, block.ffn_out)
 
 
-def _neuron_sum(llm: TransparentLlm, layer: int, activations: Tensor) -> Tensor:
-    """[d]: activations [N] times what the neurons write. Of a mixture only the experts that the token is sent to are read."""
+def _active_sum(llm: TransparentLlm, layer: int, activations: Tensor) -> Tensor:
+    """[d]: activations [N] times what the neurons write, of which only the experts that the token is sent to are read."""
     active = activations.nonzero(as_tuple=True)[0]
-    if len(active) == len(activations):
-        return activations @ llm.neuron_output(layer)
     return activations[active] @ llm.neuron_output(layer, active)
 
 
