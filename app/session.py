@@ -9,9 +9,10 @@ from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
+from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import AppConfig, load_config
 from llm_tt.engine.local import LocalEngine
-from llm_tt.engine.messages import AddedModel, AddModel, ExplainPrediction, Explanation, ModelKey
+from llm_tt.engine.messages import AddedModel, AddModel, ExplainPrediction, Explanation, MeasureTuning, ModelKey
 from llm_tt.errors import ConfigError, LlmTtError
 
 _PATIENCE = 0.5
@@ -64,7 +65,7 @@ def _last_engine() -> _LastEngine:
 
 
 Phase = Literal["answered", "working", "failed", "cancelled"]
-_Q = TypeVar("_Q", ExplainPrediction, AddModel)
+_Q = TypeVar("_Q", ExplainPrediction, AddModel, MeasureTuning)
 _A = TypeVar("_A")
 
 
@@ -124,6 +125,18 @@ class Adding:
     conversation: Conversation[AddModel, AddedModel] = field(default_factory=lambda: Conversation[AddModel, AddedModel]())
 
 
+Measuring = Conversation[MeasureTuning, TuningReport]
+
+
+def tuning(anew: bool = False, engine: LocalEngine | None = None) -> Measuring:
+    """One user's question about what a tuning changed; `anew` gives the last one up."""
+    if anew:
+        last: Measuring | None = st.session_state.pop("tuning", None)
+        if last is not None and last.job is not None and engine is not None:
+            engine.cancel(last.job)
+    return _state("tuning", lambda: Measuring())
+
+
 def conversation() -> Conversation[ExplainPrediction, Explanation]:
     return _state("conversation", lambda: Conversation[ExplainPrediction, Explanation]())
 
@@ -132,7 +145,7 @@ def adding() -> Adding:
     return _state("adding", Adding)
 
 
-Dialog = Literal["adding", "memory"]
+Dialog = Literal["adding", "memory", "tuning"]
 
 
 def open_dialog(name: Dialog) -> None:

@@ -149,6 +149,7 @@ class CheckReport:
         if self.info is not None:
             lines += self._memory_lines(self.info)
             lines += [_line("not shown", sentence) for sentence in self.info.not_shown]
+            lines += [_line("note", sentence) for sentence in self.info.notes]
         if self.tuning is not None:
             lines += _tuning_lines(self.tuning)
         lines += [_line("note", note) for note in self.notes]

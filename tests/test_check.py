@@ -240,3 +240,9 @@ def test_the_report_needs_no_torch() -> None:
     code = "import sys, llm_tt.check, llm_tt.analysis.tuning_report; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
     assert shown == "False\n"
+
+
+def test_what_was_done_to_the_checkpoint_is_said() -> None:
+    note = "The checkpoint stores bfloat16 and float32; all of it was loaded as float32."
+    assert note in report(replace(INFO, notes=(note,))).to_text()
+    assert note not in report(INFO).to_text()

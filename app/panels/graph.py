@@ -33,7 +33,7 @@ def show(explanation: Explanation, debug: bool) -> None:
         st.space("stretch")
         st.download_button(
             "JSON",
-            lambda: files.to_json(graph, explanation.facts.info.name),
+            lambda: files.to_json(graph, explanation.facts.info.name, explanation.prompt),
             file_name="llm-tt-graph.json",
             mime="application/json",
             icon=":material/download:",

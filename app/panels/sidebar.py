@@ -62,7 +62,7 @@ def show(service: Service) -> Choices:
         return Choices(model, prompt, threshold, renormalize)
 
 
-def show_facts(facts: ModelFacts) -> None:
+def show_facts(service: Service, key: ModelKey, facts: ModelFacts) -> None:
     """The facts of the loaded model, at the end of the sidebar."""
     info = facts.info
     heads = f"{info.n_heads}" if info.n_heads == info.n_kv_heads else f"{info.n_heads} ({info.n_kv_heads} key-value)"
@@ -90,6 +90,19 @@ def show_facts(facts: ModelFacts) -> None:
         st.table({name: escaped(value) for name, value in rows.items()}, border="horizontal", hide_header=True)
         if info.not_shown:
             st.caption("**What is not shown**\n\n" + "\n".join(f"- {escaped(sentence)}" for sentence in info.not_shown))
+        for note in info.notes:
+            st.caption(escaped(note))
+        if service.engine.is_tuned(key):
+            st.button(
+                "Did the tuning take?",
+                icon=":material/compare:",
+                key="tuning_dialog",
+                width="stretch",
+                on_click=session.open_dialog,
+                args=("tuning",),
+                help="What the adapter, or the tuning of this checkpoint, changed in the weights of its base: how much, where, in how many "
+                "directions, and whether it has any effect.",
+            )
 
 
 def _ffn(info: ModelInfo) -> str:
@@ -106,7 +119,9 @@ def _ffn_shape(shape: FfnShape) -> str:
         return "no neurons shown"
     if not shape.n_experts:
         return f"{shape.per_expert} neurons"
-    return f"{shape.n_experts} experts of {shape.per_expert} neurons" + (f", {shape.n_shared} shared" if shape.n_shared else "")
+    routed = f", {shape.experts_per_token} for a token" if shape.experts_per_token else ""
+    shared = f", {shape.n_shared} shared" if shape.n_shared else ""
+    return f"{shape.n_experts} experts of {shape.per_expert} neurons{routed}{shared}"
 
 
 def _tokenizer(tokenizer: TokenizerInfo) -> dict[str, str]:

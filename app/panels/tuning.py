@@ -3,76 +3,51 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app.session import Service
+from app import session
+from app.markup import escaped
+from app.session import Measuring, Service
 from llm_tt.analysis.tuning_report import ModuleChange, TuningReport
 from llm_tt.engine.messages import MeasureTuning, ModelKey
-from llm_tt.errors import LlmTtError
 
-_STATE = "tuning"
 _POLL_SECONDS = 0.4
-_PATIENCE = 0.5
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$:])")
 _NUMBERED_CELLS = 200
 """Up to so many cells a heat map has its numbers written in"""
 # Dark to light through blue and yellow, told apart with every kind of colour vision and on both themes.
 _COLORS = "Cividis"
 
 
-@dataclass
-class _Measurement:
-    """One user's question about one model."""
-
-    model: ModelKey
-    job: str | None = None
-    report: TuningReport | None = None
-    message: str = ""
-
-    def look(self, service: Service, patience: float = 0.0) -> None:
-        """Take the answer if it has come, or comes within `patience` seconds."""
-        if self.job is None:
-            return
-        try:
-            status = service.engine.wait(self.job, patience)
-            if not status.finished:
-                return
-            self.message = status.message
-            if status.state == "done":
-                self.report = service.engine.collect(self.job)
-        except LlmTtError as error:
-            self.message = str(error)
-        self.job = None
+@st.dialog("Did the tuning take?", width="large", icon=":material/compare:", on_dismiss=session.close_dialog)
+def show_dialog(service: Service, model: ModelKey) -> None:
+    st.markdown(f"**{escaped(model.name)}**")
+    show(service, model)
 
 
 def show(service: Service, model: ModelKey) -> None:
     """Offer to measure what the tuning of a model changed; show the report once it is there."""
-    measurement: _Measurement | None = st.session_state.get(_STATE)
-    if measurement is None or measurement.model.name != model.name:
-        if measurement is not None and measurement.job is not None:
-            service.engine.cancel(measurement.job)
-        measurement = st.session_state[_STATE] = _Measurement(model)
-    if measurement.report is not None:
-        draw(measurement.report)
+    conversation = session.tuning()
+    if conversation.question is not None and conversation.question.model.name != model.name:
+        conversation = session.tuning(anew=True, engine=service.engine)
+    if conversation.answer is not None:
+        draw(conversation.answer)
         return
-    if measurement.job is not None:
-        _watch(service, measurement)
+    if conversation.phase == "working" and conversation.question is not None:
+        _watch(service, conversation)
         return
-    if measurement.message:
-        st.error(_plain(measurement.message), icon=":material/error:")
+    if conversation.message:
+        st.error(escaped(conversation.message), icon=":material/error:")
     st.button(
         "Measure what the tuning changed",
         icon=":material/compare:",
         help="Compares the weights with those of the base model, as they are stored. A large model takes minutes.",
         key="measure_tuning",
         on_click=_ask,
-        args=(service, measurement),
+        args=(service, conversation, MeasureTuning(model)),
     )
 
 
@@ -81,10 +56,10 @@ def draw(report: TuningReport) -> None:
     box, icon = {"tuned": (st.success, "check_circle"), "peripheral": (st.warning, "warning"), "not_measured": (st.warning, "warning")}.get(
         report.outcome, (st.error, "error")
     )
-    box(_plain(report.verdict), icon=f":material/{icon}:")
-    st.caption(f"{_plain(report.tuned)} against {_plain(report.base)}")
+    box(escaped(report.verdict), icon=f":material/{icon}:")
+    st.caption(f"{escaped(report.tuned)} against {escaped(report.base)}")
     for warning in report.warnings:
-        st.warning(_plain(warning), icon=":material/warning:")
+        st.warning(escaped(warning), icon=":material/warning:")
     if any(module.layer is not None for module in report.modules):
         st.plotly_chart(heatmap(report), width="stretch", key="tuning_heatmap", config={"displayModeBar": False})
     if report.modules:
@@ -172,31 +147,22 @@ def _row(module: ModuleChange) -> dict[str, Any]:
     }
 
 
-def _ask(service: Service, measurement: _Measurement) -> None:
-    measurement.message = ""
-    try:
-        measurement.job = service.engine.submit(MeasureTuning(measurement.model))
-    except LlmTtError as error:
-        measurement.message = str(error)
-    measurement.look(service, _PATIENCE)
+def _ask(service: Service, conversation: Measuring, question: MeasureTuning) -> None:
+    conversation.again()
+    conversation.ask(service.engine, question)
 
 
 @st.fragment(run_every=_POLL_SECONDS)
-def _watch(service: Service, measurement: _Measurement) -> None:
-    measurement.look(service)
-    if measurement.job is None:
+def _watch(service: Service, conversation: Measuring) -> None:
+    conversation.look(service.engine)
+    if conversation.phase != "working" or conversation.job is None:
         st.rerun()
-    status = service.engine.status(measurement.job)
+    status = service.engine.status(conversation.job)
     bar, button = st.columns([6, 1], vertical_alignment="center")
-    bar.progress(status.fraction, text=_plain(f"{status.stage} · {status.seconds:.0f} s"))
+    bar.progress(status.fraction, text=escaped(f"{status.stage} · {status.seconds:.0f} s"))
     if button.button("Cancel", icon=":material/close:", help="Stop after the current tensor.", key="cancel_tuning"):
-        service.engine.cancel(measurement.job)
+        service.engine.cancel(conversation.job)
 
 
 def _percent(change: float | None) -> float | None:
     return 100 * change if change is not None and math.isfinite(change) else None
-
-
-def _plain(text: str) -> str:
-    """Text in which Markdown finds nothing: names of modules are full of underscores."""
-    return _MARKDOWN.sub(r"\\\1", text)

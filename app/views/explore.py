@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import session
-from app.panels import adding, chat, graph, inspector, memory, predictions, sidebar
+from app.panels import adding, chat, graph, inspector, memory, predictions, sidebar, tuning
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
@@ -18,6 +18,8 @@ def show(service: Service) -> None:
         adding.show(service)
     elif session.dialog() == "memory":
         memory.show(service)
+    elif session.dialog() == "tuning" and choices.model is not None:
+        tuning.show_dialog(service, choices.model)
     if choices.model is None:
         st.info("Choose a model in the sidebar to begin.", icon=":material/arrow_back:")
         return
@@ -49,7 +51,7 @@ def show(service: Service) -> None:
         predictions.show(explanation)
         inspector.show(service, explanation, st.session_state.get("selection"))
     chat.show_received(explanation)
-    sidebar.show_facts(explanation.facts)
+    sidebar.show_facts(service, explanation.trace.model, explanation.facts)
 
 
 def _progress(service: Service, conversation: Conversation[ExplainPrediction, Explanation]) -> None:

@@ -171,6 +171,11 @@ class LocalEngine:
         """What `LoadModel` answers, if that takes no time."""
         return self._models.facts(model)
 
+    def is_tuned(self, model: ModelKey) -> bool:
+        """Whether `MeasureTuning` has something to compare: the model has an adapter, or names the base it was tuned from."""
+        facts, spec = self._models.facts(model), self._models.spec(model)
+        return spec.adapter is not None or spec.base is not None or (facts is not None and facts.info.adapter is not None)
+
     def unload(self, model: ModelKey) -> None:
         """Drop a model and its traces; what is being answered with it ends as it would, and the memory is freed after.
 

@@ -18,7 +18,8 @@ import llm_tt
 from app import session
 from app.markup import escaped
 from app.panels import sidebar
-from llm_tt.config import load_config
+from app.session import Service
+from llm_tt.config import AppConfig, ModelSpec, load_config
 from llm_tt.engine.local import LocalEngine
 from llm_tt.engine.messages import ModelFacts, ModelKey
 from llm_tt.models.info import FfnShape, ModelInfo, TokenizerInfo
@@ -251,6 +252,28 @@ def test_the_facts_say_what_neurons_there_are(ffn: tuple[FfnShape, ...], text: s
     assert sidebar._ffn(info(ffn=ffn)) == text
 
 
+def facts_panel(facts: ModelFacts, name: str) -> AppTest:
+    """The facts of a model of that name; "tuned" is configured with its base, "plain" is not."""
+    config = AppConfig(models={"plain": ModelSpec(name="plain", path="/m"), "tuned": ModelSpec(name="tuned", path="/t", base="/m")})
+
+    def script(service, name, facts) -> None:  # Its source is run alone, without the imports above.
+        from app.panels import sidebar
+        from llm_tt.engine.messages import ModelKey
+
+        sidebar.show_facts(service, ModelKey(name), facts)
+
+    service = Service(Path("config.json"), config, LocalEngine(config))
+    return AppTest.from_function(script, kwargs={"service": service, "name": name, "facts": facts}).run()
+
+
+@pytest.mark.parametrize(("name", "offered"), [("plain", False), ("tuned", True)])
+def test_what_a_tuning_changed_can_be_asked_of_tuned_models_only(name: str, offered: bool) -> None:
+    at = facts_panel(ModelFacts(info(notes=("All of it was loaded as float32.",)), 1e-6, 1e-4, 1.0), name)
+    assert not at.exception
+    assert [button.label for button in at.button] == (["Did the tuning take?"] if offered else [])
+    assert "All of it was loaded as float32." in texts(at.caption)
+
+
 def test_the_facts_say_what_is_not_shown_and_never_as_markup() -> None:
     tokenizer = TokenizerInfo(400, ("<s>",), (), ("<s>", "</s>"), "checkpoint")
     facts = ModelFacts(
@@ -260,16 +283,7 @@ def test_the_facts_say_what_is_not_shown_and_never_as_markup() -> None:
         1.0,
     )
 
-    def script() -> None:
-        import streamlit as st
-
-        from app.panels import sidebar
-
-        sidebar.show_facts(st.session_state["facts"])
-
-    at = AppTest.from_function(script)
-    at.session_state["facts"] = facts
-    at.run()
+    at = facts_panel(facts, "plain")
     assert not at.exception
     shown = at.table[0].value["value"].to_dict()
     assert shown["adapter"] == "/runs/my\\_lora\\_v3"

@@ -156,11 +156,11 @@ def test_a_moved_threshold_redraws_quickly(page: ExplorePage, trace: llm_tt.Trac
     assert statistics.median(seconds) < REDRAW_SECONDS
 
 
-def test_the_download_is_the_librarys_graph(page: ExplorePage, graph: llm_tt.FlowGraph, tmp_path: Path) -> None:
+def test_the_download_is_the_librarys_graph(page: ExplorePage, graph: llm_tt.FlowGraph, trace: llm_tt.Trace, tmp_path: Path) -> None:
     with page.page.expect_download() as download:
         page.page.get_by_role("button", name="JSON").click()
     download.value.save_as(tmp_path / "graph.json")
-    saved, expected = json.loads((tmp_path / "graph.json").read_text()), files.to_dict(graph, "demo")
+    saved, expected = json.loads((tmp_path / "graph.json").read_text()), files.to_dict(graph, "demo", trace.prompt)
     weights = [[edge.pop("weight") for edge in content["edges"]] for content in (saved, expected)]
     assert weights[0] == pytest.approx(weights[1], abs=1e-6)
     heads = [[head.pop("weight") for edge in content["edges"] for head in edge.get("heads", [])] for content in (saved, expected)]
