@@ -87,7 +87,7 @@ def heatmap(report: TuningReport) -> go.Figure:
             zmax=max((value for row in values for value in row if value is not None), default=0.0) or 1.0,
             colorscale=_COLORS,
             colorbar={"title": {"text": "% of ||W||"}, "thickness": 12},
-            texttemplate="%{z:.2g}" if numbered else None,
+            texttemplate="%{z:.2~r}" if numbered else None,
             hovertemplate="layer %{y}, %{x}<br>||dW|| / ||W|| = %{z:.3g} %<extra></extra>",
             hoverongaps=False,
             xgap=1,

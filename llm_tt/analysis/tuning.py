@@ -398,7 +398,8 @@ def _damaged(names: Sequence[str], what: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    percent = 100 * share
+    return f"{percent:.0f} %" if 100 <= percent < 1e4 else f"{percent:.2g} %"
 
 
 def _listed(names: Sequence[str]) -> str:

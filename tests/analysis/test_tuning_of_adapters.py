@@ -194,8 +194,8 @@ def test_the_report_as_a_value(base: Path, adapter: Path) -> None:
     assert report.strongest() is strongest
     assert report.median_change == pytest.approx(median)
     assert report.verdict.startswith(
-        f"The adapter changes 9 of {9 + len(report.untouched)} tensors, its weight matrices by {100 * median:.2g} % of their norm in the median, "
-        f"most of all layer {strongest.layer}, {strongest.module} ({100 * strongest.relative_change:.2g} %)."
+        f"The adapter changes 9 of {9 + len(report.untouched)} tensors, its weight matrices by {100 * median:.0f} % of their norm in the median, "
+        f"most of all layer {strongest.layer}, {strongest.module} ({100 * strongest.relative_change:.0f} %)."
     )
     content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert content["outcome"] == "tuned"

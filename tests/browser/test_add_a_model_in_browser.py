@@ -114,6 +114,16 @@ def test_a_folder_and_an_adapter_by_configuration(home: Path, browser: Browser, 
         expect_graph(page, lora)
         expect(page.page.get_by_test_id("stSidebar").get_by_text("bfloat16 on cpu")).to_be_visible()
         expect(page.page.get_by_test_id("stSidebar").get_by_text("runs/lora")).to_be_visible()
+        page.page.get_by_role("button", name="Did the tuning take?").click()
+        dialog = page.page.get_by_role("dialog")
+        dialog.get_by_role("button", name="Measure what the tuning changed").click()
+        verdict = llm_tt.tuning_report(str(home / "runs/lora")).verdict
+        expect(dialog.get_by_text(verdict)).to_be_visible(timeout=_LOADED)
+        expect(dialog.get_by_test_id("stPlotlyChart")).to_be_visible()
+        shoot(page.page, "tuning")
+        dialog.get_by_role("button", name="Close").click()
+        expect(dialog).to_be_hidden()
+        expect_graph(page, lora)
 
 
 class AddDialog:
