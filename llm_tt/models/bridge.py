@@ -7,13 +7,12 @@ A bridge run by two threads at once mixes their activations without an error, so
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm_tt.errors import ModelError, OutOfMemoryError
 from llm_tt.models import capture, identities
@@ -35,30 +34,12 @@ from llm_tt.models.memory import require_memory
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
 from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.quantized import dense_weight
-from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, FrozenNorm, ModelInfo, Neurons, TransparentLlm
+from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, norm_weight
+from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, TransparentLlm
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 
 _PATTERN_TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """One block as the bridge has it, and how it writes to the residual stream."""
-
-    block: Any
-    n_heads: int
-    parallel: bool
-    scale: float
-    """of what attention and FFN put out, before it is added"""
-    gate: nn.Module | None
-    """what puts out the gate of the heads' mixes"""
-    sub_norm: Tensor | None
-    """[H * E] weight of a norm between the heads' mixes and the output projection"""
-    attn_norm: Tensor | None
-    """[d] weight of the norm that attention's output passes"""
-    ffn_norm: Tensor | None
-    ffn: Ffn
 
 
 class BridgeLlm(TransparentLlm):
@@ -153,7 +134,7 @@ class BridgeLlm(TransparentLlm):
         capture.enable(self._bridge, self._config)
         try:
             embedding, blocks, logits = self._record(probe, silent, fused=True)
-        except (_NotAsFusedError, RuntimeError, TypeError, ValueError, AttributeError, KeyError):
+        except (NotAsFusedError, RuntimeError, TypeError, ValueError, AttributeError, KeyError):
             # A family whose attention does not go through the interface of transformers.
             return False
         error = identities.relative_error(logits, plain_logits)
@@ -196,7 +177,7 @@ class BridgeLlm(TransparentLlm):
 
     # --- how a block is built
 
-    def _layer(self, index: int, block: Any, who: str) -> _Layer:
+    def _layer(self, index: int, block: Any, who: str) -> Layer:
         """
         Raises:
             ModelError: no recipe covers this block.
@@ -216,13 +197,14 @@ class BridgeLlm(TransparentLlm):
         gate, sub_norm = self._recipe.gate, self._recipe.sub_norm
         parallel = f"blocks.{index}.hook_resid_mid" not in hooks
         scale = float(getattr(block, "residual_contribution_scale", 1.0))
-        return _Layer(
+        return Layer(
             block,
             n_heads=int(heads[index] if heads else self._bridge.cfg.n_heads),
             parallel=parallel,
             scale=scale,
             gate=None if gate is None else unwrapped(getattr(attention, gate.module)),
-            sub_norm=None if sub_norm is None else norm_weight(unwrapped(getattr(attention, sub_norm))),
+            gate_function=None if gate is None else gate.function,
+            sub_norm=None if sub_norm is None else unwrapped(getattr(attention, sub_norm)),
             attn_norm=norm_weight(unwrapped(block.ln1_post)) if "ln1_post" in block.submodules else None,
             ffn_norm=norm_weight(unwrapped(block.ln2_post)) if "ln2_post" in block.submodules else None,
             ffn=self._ffn(block, parallel, scale),
@@ -279,7 +261,7 @@ class BridgeLlm(TransparentLlm):
                 return first
             try:
                 return self._record(token_ids, progress, fused=self.info.attention == "fused")[:2]
-            except _NotAsFusedError:
+            except NotAsFusedError:
                 self.use_eager_attention()
                 return self._record(token_ids, progress)[:2]
 
@@ -289,12 +271,20 @@ class BridgeLlm(TransparentLlm):
         """Embedding, blocks and last logits of one forward pass.
 
         Raises:
-            _NotAsFusedError: fused attention was not captured, or is not what was captured.
+            NotAsFusedError: fused attention was not captured, or is not what was captured.
         """
         require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
         with torch.inference_mode(), capture.capturing() as captured:
-            recorder = _Recorder(self, progress, captured if fused else None, always_recompute)
+
+            def finish(layer: int, block: dict[str, Any], attention: dict[str, Tensor]) -> BlockActivations:
+                if not fused:
+                    return self.eager_block(layer, block, always_recompute, **attention)
+                if layer not in captured:
+                    raise NotAsFusedError
+                return self.captured_block(layer, captured[layer], block)
+
+            recorder = Recorder(self._layers, self._bridge.hook_dict, finish, progress, reads_attention=not fused)
             try:
                 with recorder.watching():
                     logits = self._bridge.run_with_hooks(
@@ -307,16 +297,6 @@ class BridgeLlm(TransparentLlm):
             finally:
                 self._forget_patterns()
             return recorder.embedding, tuple(recorder.blocks), logits[0, -1].float().cpu()
-
-    def _gate(self, made: _Layer, now: dict[str, Tensor]) -> Tensor | None:
-        """[T, H, E] or [T, H, 1]: what multiplied the heads' mixes; takes what was observed out of `now`."""
-        if made.gate is not None and self._recipe.gate is not None:
-            gate = self._recipe.gate.function(now.pop("gate").float())
-            return gate.reshape(len(gate), made.n_heads, -1)
-        if made.sub_norm is not None:
-            norm = _frozen(made.sub_norm, now.pop("sub_in"), now.pop("sub_out"))
-            return None if norm is None else norm.rows(range(len(norm.scale))).view(len(norm.scale), made.n_heads, -1)
-        return None
 
     def last_logits(self, token_ids: Sequence[int]) -> Tensor:
         if self._first_logits is not None and tuple(token_ids) == self._proof[0]:
@@ -378,13 +358,13 @@ class BridgeLlm(TransparentLlm):
         """A block whose attention ran fused; the last token's row proves that what was captured is what the layer used.
 
         Raises:
-            _NotAsFusedError: it is not.
+            NotAsFusedError: it is not.
         """
         made = BlockActivations(**block, values=captured.values, pattern=captured.pattern)
         last = [len(made.attn_out) - 1]
         total = made.attention_sum(made.pattern.rows(last), last, *self.attention_output(layer))
         if not identities.relative_error(total, made.attn_out[last]) <= identities.TOLERANCE[self.info.torch_dtype]:
-            raise _NotAsFusedError
+            raise NotAsFusedError
         return made
 
     def eager_block(
@@ -425,122 +405,10 @@ class BridgeLlm(TransparentLlm):
         return BlockActivations(**block, values=values, pattern=pattern)
 
 
-class _NotAsFusedError(Exception):
-    """What was captured of fused attention does not add up to what the layer put out."""
-
-
-class _Recorder:
-    """Collects the activations of one run, block by block."""
-
-    def __init__(self, llm: BridgeLlm, progress: Progress, captured: Mapping[int, Captured] | None, always_recompute: bool) -> None:
-        self._always_recompute = always_recompute
-        self._llm = llm
-        self._progress = progress
-        self._captured = captured
-        self._current: dict[str, Tensor] = {}
-        self._before: Tensor = torch.empty(0)
-        self.embedding: Tensor = torch.empty(0)
-        self.blocks: list[BlockActivations] = []
-
-    def hooks(self) -> list[tuple[str, Callable[..., None]]]:
-        names = self._llm._bridge.hook_dict
-        hooks: list[tuple[str, Callable[..., None]]] = [("blocks.0.hook_resid_pre", self._keep_embedding)]
-        for layer, made in enumerate(self._llm._layers):
-            block = f"blocks.{layer}"
-            wanted = {"attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "ffn_out": "hook_mlp_out"}
-            if made.attn_norm is not None:
-                wanted["attn_normed"] = "ln1_post.hook_in"
-            if made.ffn_norm is not None:
-                wanted["ffn_normed"] = "ln2_post.hook_in"
-            if self._captured is None:
-                rotary = f"{block}.attn.hook_rot_q" in names and f"{block}.attn.hook_rot_k" in names
-                wanted |= {
-                    "queries": "attn.hook_rot_q" if rotary else "attn.hook_q",
-                    "keys": "attn.hook_rot_k" if rotary else "attn.hook_k",
-                    "values": "attn.hook_v",
-                    "probabilities": "attn.hook_pattern",
-                }
-            for name, hook in wanted.items():
-                if f"{block}.{hook}" in names:
-                    hooks.append((f"{block}.{hook}", self._keep(name)))
-            hooks.append((f"{block}.hook_resid_post", self._finish(layer)))
-        return hooks
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Observe what hooks do not show: gates, and norms between the heads' mixes and the output projection."""
-        handles = []
-        for made in self._llm._layers:
-            if made.gate is not None:
-                handles.append(made.gate.register_forward_hook(lambda _, args, output: self._current.update(gate=output[0])))
-            if made.sub_norm is not None:
-                norm = unwrapped(getattr(unwrapped(made.block.attn), self._llm._recipe.sub_norm or ""))
-                handles.append(
-                    norm.register_forward_hook(lambda _, args, output: self._current.update(sub_in=args[0][0], sub_out=output[0]))
-                )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _keep_embedding(self, tensor: Tensor, hook: Any) -> None:
-        self.embedding = self._before = tensor[0].clone()
-
-    def _keep(self, name: str) -> Callable[..., None]:
-        def keep(tensor: Tensor, hook: Any) -> None:
-            self._current[name] = tensor[0]
-
-        return keep
-
-    def _finish(self, layer: int) -> Callable[..., None]:
-        def finish(tensor: Tensor, hook: Any) -> None:
-            llm, made = self._llm, self._llm._layers[layer]
-            now, self._current = self._current, {}
-            n_tokens, d_model = tensor.shape[-2:]
-            attn_out, ffn_out = now.pop("attn_out"), now.pop("ffn_out").reshape(n_tokens, d_model)
-            block: dict[str, Any] = {
-                "attn_out": attn_out,
-                "ffn_out": ffn_out,
-                "resid_mid": now.pop("resid_mid", None) if not made.parallel else self._before.to(attn_out.device) + attn_out,
-                "resid_post": tensor[0],
-                "gate": llm._gate(made, now),
-                "attn_norm": _frozen(made.attn_norm, now.pop("attn_normed", None), attn_out),
-                "ffn_norm": _frozen(made.ffn_norm, now.pop("ffn_normed", None), ffn_out),
-                "parallel": made.parallel,
-            }
-            if self._captured is None:
-                self.blocks.append(llm.eager_block(layer, block, self._always_recompute, **now))
-            elif layer in self._captured:
-                self.blocks.append(llm.captured_block(layer, self._captured[layer], block))
-            else:
-                raise _NotAsFusedError
-            self._before = tensor[0]
-            self._progress(f"Tracing layer {layer + 1} of {llm.info.n_layers}", (layer + 1) / llm.info.n_layers)
-
-        return finish
-
-
-def _frozen(weight: Tensor | None, before: Tensor | None, after: Tensor) -> FrozenNorm | None:
-    """The norm that took `before` [T, d] to `after`, its scale per token read off the two."""
-    if weight is None or before is None:
-        return None
-    scaled = weight * before.reshape(after.shape).float()
-    scale = (scaled * after.float()).sum(-1) / scaled.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
-    return FrozenNorm(scale, weight)
-
-
 def _attention_numbers(block: BlockActivations) -> int:
     """How many numbers of attention a fused block keeps; a gate is kept in float32."""
     gate = 0 if block.gate is None else block.gate.nbytes // block.values.element_size()
     return (block.pattern.nbytes + block.values.nbytes) // block.values.element_size() + gate
-
-
-def norm_weight(norm: Any) -> Tensor:
-    """[n] float32: a norm's effective weight up to a factor, read off its answer to ones (families store it as w or as 1 + w)."""
-    parameter = next(norm.parameters())
-    with torch.inference_mode():
-        return norm(torch.ones_like(parameter)[None])[0].float()
 
 
 def _not_taken_apart(who: str, error: Exception) -> ModelError:
