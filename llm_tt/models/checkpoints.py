@@ -35,6 +35,12 @@ _OTHER_TASKS = {
 _BLOCK = re.compile(r"\.\d+\.")
 _NOTES = "_llm_tt_notes"
 """Attribute of a loaded model; its copies have it as well"""
+_LANGUAGE_MODEL_KEYS = {
+    r"^(model\.)?language_model\.model\.": "model.",
+    r"^(model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^model\.language_model\.": "model.",
+}
+"""How multimodal checkpoints call the tensors of their language model, and that calls them itself"""
 _QUANTIZED_SHARE = {"8bit": 0.55, "4bit": 0.3}
 """Of the memory in half precision, embeddings (which stay as they are) included"""
 
@@ -145,6 +151,7 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent, before_weights
     at = {**options, "revision": source.revision} if source.revision is not None else options
     config = hub.translated(where, source.revision, lambda: transformers.AutoConfig.from_pretrained(where, **at))
     _require_causal(where, config)
+    config = _language_config(where, config)
     if not os.path.isdir(where):
         weights.require_plain_weights(where, config.to_dict())
 
@@ -228,17 +235,32 @@ def _require_causal(where: str, config: Any) -> None:
             f'"{where}" is an encoder-decoder model ({architecture or config.model_type}); llm-tt explains decoders that predict the next token. '
             "Choose a causal language model."
         )
-    if any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config")):
-        raise ModelError(
-            f'"{where}" is a multimodal model ({architecture or config.model_type}); llm-tt explains text models. '
-            "Save its language model by itself (often model.language_model with the tokenizer), and load that."
-        )
     for ending, does in _OTHER_TASKS.items():
         if architecture.endswith(ending):
             raise ModelError(
                 f'"{where}" ({architecture}) {does} and predicts no next token. '
                 "Load the language model that it was tuned from, or tune it with AutoModelForCausalLM."
             )
+
+
+def _language_config(where: str, config: Any) -> Any:
+    """Of a multimodal model the configuration of its language model, which then is all that is loaded; of any other its own."""
+    import transformers
+
+    if all(getattr(config, part, None) is None for part in ("vision_config", "audio_config")):
+        return config
+    text = getattr(config, "text_config", None)
+    if type(text) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        architecture = next(iter(getattr(config, "architectures", None) or []), "") or config.model_type
+        raise ModelError(
+            f'"{where}" is a multimodal model ({architecture}) whose language model transformers cannot load by itself; llm-tt explains text models. '
+            "Save its language model with its tokenizer into a folder, and load that."
+        )
+    # What the whole says of its parts.
+    for name in ("tie_word_embeddings", "quantization_config", "dtype"):
+        if getattr(config, name, None) is not None:
+            setattr(text, name, getattr(config, name))
+    return text
 
 
 def _key(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, device: str) -> Hashable:
@@ -257,6 +279,7 @@ def _load(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, devi
     where = source.where
     _require_fit(spec, source.folder, dtype, device)
     options: dict[str, Any] = {**at, "dtype": dtype, "attn_implementation": "eager", "output_loading_info": True, **placement(device)}
+    options |= {"config": config, "key_mapping": _LANGUAGE_MODEL_KEYS}
     # A broken generation_config.json is no obstacle: nothing is generated here.
     options["generation_config"] = transformers.GenerationConfig()
     if not spec.allow_pickle:

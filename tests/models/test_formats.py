@@ -288,16 +288,81 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
     assert f'"{tmp_path}" (BertForMaskedLM) fills in masked tokens' in refusal(str(tmp_path))
 
 
-def test_a_multimodal_model_is_refused(folder: Path) -> None:
-    from transformers import CLIPVisionConfig, LlavaConfig
-
-    text_config = LlamaConfig.from_pretrained(folder)
-    LlavaConfig(text_config=text_config, vision_config=CLIPVisionConfig(), architectures=["LlavaForConditionalGeneration"]).save_pretrained(
-        folder
-    )
+def test_a_multimodal_model_whose_language_model_cannot_stand_alone_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    text = {"model_type": "qwen2_5_vl_text", **{key: value for key, value in config.items() if key not in ("model_type", "architectures")}}
+    changed = {
+        "model_type": "qwen2_5_vl",
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": {},
+    }
+    (folder / "config.json").write_text(json.dumps(changed))
     text = refusal(str(folder))
-    assert f'"{folder}" is a multimodal model (LlavaForConditionalGeneration)' in text
-    assert "Save its language model by itself" in text
+    assert f'"{folder}" is a multimodal model (Qwen2_5_VLForConditionalGeneration) whose language model transformers cannot load' in text
+    assert "Save its language model with its tokenizer" in text
+
+
+_TEXT: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "head_dim": 8,
+}
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "gemma3": (
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+        {},
+        {"mm_tokens_per_image": 4, "image_token_index": 399, "boi_token_index": 398, "eoi_token_index": 397},
+    ),
+    "mistral3": ({"model_type": "mistral"}, {"model_type": "pixtral"}, {"image_token_index": 399}),
+    "llava": ({"model_type": "llama"}, {"model_type": "clip_vision_model"}, {"image_token_index": 399}),
+    "llama4": (
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 48,
+            "moe_layers": [1],
+            "attention_chunk_size": 8,
+            "pad_token_id": 0,
+        },
+        {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", _MULTIMODAL)
+def test_of_a_multimodal_model_the_language_model_is_shown(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text, vision, whole = _MULTIMODAL[kind]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, text_config=_TEXT | text, vision_config=_VISION | vision, **whole)
+    plain = AutoModelForImageTextToText.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    plain.save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    ids = token_ids(20)
+    with torch.no_grad():
+        expected = plain(input_ids=torch.tensor([ids])).logits[0, -1]
+    llm = llm_tt.load_model(str(tmp_path))
+    assert float((llm.trace(ids).logits(-1) - expected).abs().max()) <= 1e-4
+    assert any(note.startswith("Not part of the language model and left out: ") for note in llm.info.notes)
 
 
 # --- other formats
