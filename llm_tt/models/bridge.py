@@ -81,6 +81,7 @@ class BridgeLlm(TransparentLlm):
         d_vocab = int(hf_model.get_input_embeddings().weight.shape[0])
         probe = identities.probe(d_vocab)[: getattr(self._config, "max_position_embeddings", None)]
         plain_logits = _last_logits(hf_model, probe)
+        storages = {parameter.untyped_storage().data_ptr() for parameter in hf_model.parameters()}
         # TransformerLens looks a model up by this name, which configurations made by hand lack.
         architecture = (getattr(self._config, "architectures", None) or [type(hf_model).__name__])[0]
         self._config.architectures = [ARCHITECTURE_NAMES.get(architecture, architecture)]
@@ -125,7 +126,9 @@ class BridgeLlm(TransparentLlm):
         self._proof = tuple(probe), plain_logits
         self._first_run: tuple[Tensor, tuple[BlockActivations, ...]] | None = None
         self._first_logits: Tensor | None = None
-        if not self._use_fused_attention():
+        if self._use_fused_attention():
+            capture.drop_copies(self._bridge, storages)
+        else:
             self.use_eager_attention()
 
     def _use_fused_attention(self) -> bool:
@@ -155,6 +158,7 @@ class BridgeLlm(TransparentLlm):
         who = f"{self.info.name} (model type {self.info.family!r})"
         with self._lock:
             capture.disable(self._bridge, self._config)
+            capture.restore_copies(self._bridge)
             try:
                 error = identities.relative_error(_last_logits(self._bridge, probe, self.info.device), plain_logits)
             except Exception as error:

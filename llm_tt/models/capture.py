@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_tt.models.ffn import unwrapped
 from llm_tt.models.patterns import RecomputedPattern, Visible
 
 # Transformers treats every name that contains "sdpa" as its own function.
@@ -81,6 +82,34 @@ def disable(bridge: Any, hf_config: Any) -> None:
     hf_config._attn_implementation = "eager"
     for block in bridge.blocks:
         vars(block.attn).pop("forward", None)
+
+
+def drop_copies(bridge: Any, storages: Container[int]) -> None:
+    """Let go of what TransformerLens copied out of joint projections: the Hugging Face modules, which run now, have them in one piece.
+
+    storages: addresses of the checkpoint's own tensors; views of these are no copies.
+    """
+    for linear in (linear for block in bridge.blocks for linear in _split(block.attn)):
+        for name, parameter in linear.named_parameters(recurse=False):
+            if parameter.untyped_storage().data_ptr() not in storages:
+                setattr(linear, name, torch.nn.Parameter(parameter.new_empty(0), requires_grad=False))
+
+
+def restore_copies(bridge: Any) -> None:
+    """Split joint projections again, as TransformerLens' own attention needs them."""
+    for block in bridge.blocks:
+        linears = _split(block.attn)
+        if any(not parameter.numel() for linear in linears for parameter in linear.parameters(recurse=False)):
+            for linear, made in zip(linears, block.attn.split_qkv_matrix(unwrapped(block.attn)), strict=True):
+                for name, parameter in made.named_parameters(recurse=False):
+                    setattr(linear, name, parameter.requires_grad_(False))
+
+
+def _split(attention: Any) -> list[Any]:
+    """The query, key and value projections that TransformerLens made of a joint one."""
+    if not hasattr(attention, "split_qkv_matrix"):
+        return []
+    return [unwrapped(getattr(attention, name)) for name in "qkv"]
 
 
 def _attention(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import llm_tt
 from llm_tt.models import identities
+from llm_tt.models.bridge import BridgeLlm
 
 every_family = pytest.mark.parametrize("name", CORE)
 every_length = pytest.mark.parametrize("n_tokens", LENGTHS)
@@ -166,3 +167,19 @@ def test_half_precision_models_load_and_predict_about_the_same(
     assert half.blocks[1].pattern.rows([19]).dtype == torch.float32
     assert half.logits(-1).dtype == torch.float32
     assert relative(half.logits(-1), trace(name, 20).logits(-1)) < tolerance
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "phi3", "llama"])
+def test_the_weights_are_held_once(name: str, checkpoint: Callable, plain: Callable) -> None:
+    """TransformerLens copies queries, keys and values out of joint projections."""
+    llm = llm_tt.load_model(str(checkpoint(name)))
+    assert isinstance(llm, BridgeLlm)
+    plain_bytes = sum(tensor.nbytes for tensor in [*plain(name).parameters(), *plain(name).buffers()])
+    zero_bias = 4 * llm.info.d_vocab
+    assert llm.weight_bytes() <= plain_bytes + zero_bias
+    fused = llm.trace(token_ids(20))
+    llm.use_eager_attention()
+    eager = llm.trace(token_ids(20))
+    assert llm.info.attention == "eager"
+    assert relative(eager.blocks[-1].resid_post, fused.blocks[-1].resid_post) <= 1e-5
+    assert float((eager.blocks[1].pattern.rows(range(20)) - fused.blocks[1].pattern.rows(range(20))).abs().max()) <= 1e-5

@@ -1,0 +1,171 @@
+"""What one forward pass is observed by: hooks on a bridge's blocks, collected into activations. How blocks are built is the backend's business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_tt.models.ffn import Ffn
+from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm
+from llm_tt.progress import Progress
+
+
+class NotAsFusedError(Exception):
+    """What was captured of fused attention does not add up to what the layer put out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One block as the bridge has it, and how it writes to the residual stream."""
+
+    block: Any
+    n_heads: int
+    parallel: bool
+    scale: float
+    """of what attention and FFN put out, before it is added"""
+    gate: nn.Module | None
+    """what puts out the gate of the heads' mixes, before `gate_function`"""
+    gate_function: Callable[[Tensor], Tensor] | None
+    sub_norm: nn.Module | None
+    """norm over all heads' mixes together, before the output projection"""
+    attn_norm: Tensor | None
+    """[d] weight of the norm that attention's output passes"""
+    ffn_norm: Tensor | None
+    ffn: Ffn
+
+
+class Recorder:
+    """Collects the activations of one run, block by block.
+
+    Args:
+        hook_names: the hooks that the bridge has.
+        finish: makes a block of its layer, of what `BlockActivations` needs beside attention, and of what was read of attention.
+        reads_attention: whether queries, keys, values and pattern are read from hooks.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        hook_names: Container[str],
+        finish: Callable[[int, dict[str, Any], dict[str, Tensor]], BlockActivations],
+        progress: Progress,
+        reads_attention: bool,
+    ) -> None:
+        self._layers = layers
+        self._names = hook_names
+        self._make = finish
+        self._progress = progress
+        self._reads_attention = reads_attention
+        self._current: dict[str, Tensor] = {}
+        self._before: Tensor = torch.empty(0)
+        self.embedding: Tensor = torch.empty(0)
+        self.blocks: list[BlockActivations] = []
+
+    def hooks(self) -> list[tuple[str, Callable[..., None]]]:
+        hooks: list[tuple[str, Callable[..., None]]] = [("blocks.0.hook_resid_pre", self._keep_embedding)]
+        for index, layer in enumerate(self._layers):
+            block = f"blocks.{index}"
+            wanted = {"attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "ffn_out": "hook_mlp_out"}
+            if layer.attn_norm is not None:
+                wanted["attn_normed"] = "ln1_post.hook_in"
+            if layer.ffn_norm is not None:
+                wanted["ffn_normed"] = "ln2_post.hook_in"
+            if self._reads_attention:
+                rotary = f"{block}.attn.hook_rot_q" in self._names and f"{block}.attn.hook_rot_k" in self._names
+                wanted |= {
+                    "queries": "attn.hook_rot_q" if rotary else "attn.hook_q",
+                    "keys": "attn.hook_rot_k" if rotary else "attn.hook_k",
+                    "values": "attn.hook_v",
+                    "probabilities": "attn.hook_pattern",
+                }
+            for name, hook in wanted.items():
+                if f"{block}.{hook}" in self._names:
+                    hooks.append((f"{block}.{hook}", self._keep(name)))
+            hooks.append((f"{block}.hook_resid_post", self._finish(index)))
+        return hooks
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Observe what hooks do not show: gates, and norms between the heads' mixes and the output projection."""
+        handles = []
+        for layer in self._layers:
+            if layer.gate is not None:
+                handles.append(layer.gate.register_forward_hook(lambda _, args, output: self._current.update(gate=output[0])))
+            if layer.sub_norm is not None:
+                handles.append(
+                    layer.sub_norm.register_forward_hook(lambda _, args, output: self._current.update(sub_in=args[0][0], sub_out=output[0]))
+                )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep_embedding(self, tensor: Tensor, hook: Any) -> None:
+        self.embedding = self._before = tensor[0].clone()
+
+    def _keep(self, name: str) -> Callable[..., None]:
+        def keep(tensor: Tensor, hook: Any) -> None:
+            self._current[name] = tensor[0]
+
+        return keep
+
+    def _finish(self, index: int) -> Callable[..., None]:
+        def finish(tensor: Tensor, hook: Any) -> None:
+            layer = self._layers[index]
+            now, self._current = self._current, {}
+            attn_out, ffn_out = now.pop("attn_out"), now.pop("ffn_out").reshape(tensor.shape[-2:])
+            block: dict[str, Any] = {
+                "attn_out": attn_out,
+                "ffn_out": ffn_out,
+                "resid_mid": self._before.to(attn_out.device) + attn_out if layer.parallel else now.pop("resid_mid"),
+                "resid_post": tensor[0],
+                "gate": _gate(layer, now),
+                "attn_norm": _frozen(layer.attn_norm, now.pop("attn_normed", None), attn_out),
+                "ffn_norm": _frozen(layer.ffn_norm, now.pop("ffn_normed", None), ffn_out),
+                "parallel": layer.parallel,
+            }
+            self.blocks.append(self._make(index, block, now))
+            self._before = tensor[0]
+            self._progress(f"Tracing layer {index + 1} of {len(self._layers)}", (index + 1) / len(self._layers))
+
+        return finish
+
+
+def _gate(layer: Layer, now: dict[str, Tensor]) -> Tensor | None:
+    """[T, H, E] or [T, H, 1]: what multiplied the heads' mixes; takes what was observed out of `now`."""
+    if layer.gate_function is not None:
+        gate = layer.gate_function(now.pop("gate").float())
+        return gate.reshape(len(gate), layer.n_heads, -1)
+    if layer.sub_norm is not None:
+        norm = _frozen(norm_weight(layer.sub_norm), now.pop("sub_in"), now.pop("sub_out"))
+        return None if norm is None else norm.rows(range(len(norm.scale))).view(len(norm.scale), layer.n_heads, -1)
+    return None
+
+
+def _frozen(weight: Tensor | None, before: Tensor | None, after: Tensor) -> FrozenNorm | None:
+    """The norm that took `before` [T, d] to `after`, its scale per token read off the two."""
+    if weight is None or before is None:
+        return None
+    return FrozenNorm(_factors(weight * before.reshape(after.shape).float(), after.float()), weight)
+
+
+def _factors(vectors: Tensor, multiples: Tensor) -> Tensor:
+    """[...]: by what the vectors [..., d] have been multiplied, fitted over their entries."""
+    return (vectors * multiples).sum(-1) / vectors.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def norm_weight(norm: Any) -> Tensor:
+    """[n] float32: a norm's effective weight. Families keep it as w or as 1 + w; its answer to ones tells which, but in the model's precision."""
+    parameter = next(norm.parameters())
+    with torch.inference_mode():
+        answer = norm(torch.ones_like(parameter)[None])[0].float()
+        kept = parameter.detach().float()
+        readings = [kept, 1 + kept]
+        misses = [float((answer - reading * _factors(reading, answer)).norm()) for reading in readings]
+        return readings[misses.index(min(misses))]
