@@ -328,7 +328,8 @@ def _neurons(info: ModelInfo) -> str:
     kinds = list(dict.fromkeys(info.ffn))
     if len(kinds) <= 1:
         return _ffn(kinds[0]) if kinds else f"{info.n_neurons} neurons"
-    return " or ".join(f"{_ffn(kind)} (in {sum(shape == kind for shape in info.ffn)} layers)" for kind in kinds)
+    counts = [(kind, sum(shape == kind for shape in info.ffn)) for kind in kinds]
+    return " or ".join(f"{_ffn(kind)} (in {count} layer{'s' if count != 1 else ''})" for kind, count in counts)
 
 
 def _ffn(shape: FfnShape) -> str:

@@ -80,7 +80,7 @@ def test_experts_are_told_apart() -> None:
     assert ", 16 neurons in each of 8 experts and 32 shared, vocabulary" in report(replace(INFO, ffn=(mixture, mixture))).to_text()
     mixed = report(replace(INFO, ffn=(dense, mixture, mixture, without))).to_text()
     assert (
-        "64 neurons (in 1 layers) or 16 neurons in each of 8 experts and 32 shared (in 2 layers) or no neurons that could be shown" in mixed
+        "64 neurons (in 1 layer) or 16 neurons in each of 8 experts and 32 shared (in 2 layers) or no neurons that could be shown" in mixed
     )
 
 
