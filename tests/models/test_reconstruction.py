@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import token_ids
 
 import llm_tt
 from llm_tt.errors import RequestError
