@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from llm_tt.errors import LlmTtError
     from llm_tt.flow.contributions import attention_contributions, ffn_contributions, neuron_contributions
     from llm_tt.flow.graph import FlowGraph
-    from llm_tt.flow.routes import extract_routes
+    from llm_tt.flow.heads import HeadRoles, head_roles
+    from llm_tt.flow.propagation import flow_over_sources, propagate
+    from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
     from llm_tt.models import load_model
+    from llm_tt.models.identities import reconstruction_errors
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
     from llm_tt.text import ChatMessage, Prompt
 
@@ -24,6 +27,7 @@ _HOME = {
     "AppConfig": "llm_tt.config",
     "ChatMessage": "llm_tt.text",
     "FlowGraph": "llm_tt.flow.graph",
+    "HeadRoles": "llm_tt.flow.heads",
     "LlmTtError": "llm_tt.errors",
     "ModelInfo": "llm_tt.models.transparent_llm",
     "ModelSpec": "llm_tt.config",
@@ -33,10 +37,15 @@ _HOME = {
     "TuningReport": "llm_tt.analysis.tuning_report",
     "attention_contributions": "llm_tt.flow.contributions",
     "extract_routes": "llm_tt.flow.routes",
+    "extract_routes_by_mass": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
+    "flow_over_sources": "llm_tt.flow.propagation",
+    "head_roles": "llm_tt.flow.heads",
     "load_config": "llm_tt.config",
     "load_model": "llm_tt.models",
     "neuron_contributions": "llm_tt.flow.contributions",
+    "propagate": "llm_tt.flow.propagation",
+    "reconstruction_errors": "llm_tt.models.identities",
     "tuning_report": "llm_tt.analysis.tuning",
 }
 
@@ -44,6 +53,7 @@ __all__ = [
     "AppConfig",
     "ChatMessage",
     "FlowGraph",
+    "HeadRoles",
     "LlmTtError",
     "ModelInfo",
     "ModelSpec",
@@ -53,10 +63,15 @@ __all__ = [
     "TuningReport",
     "attention_contributions",
     "extract_routes",
+    "extract_routes_by_mass",
     "ffn_contributions",
+    "flow_over_sources",
+    "head_roles",
     "load_config",
     "load_model",
     "neuron_contributions",
+    "propagate",
+    "reconstruction_errors",
     "tuning_report",
 ]
 

@@ -17,6 +17,8 @@ from llm_tt.errors import LlmTtError, RequestError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, FlowGraph
 from llm_tt.text import ChatMessage
 
+_N_SOURCES = 5
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 1 when the user has to change something, 130 after an interrupt."""
@@ -53,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     routes.add_argument("--chat", action="store_true", help="PROMPT is the user's turn, written by the model's chat template")
     routes.add_argument("--system", metavar="TEXT", help="with --chat: a system prompt")
     routes.add_argument("--target", type=int, default=-1, help="position of the token whose prediction is explained (default -1, the last)")
-    routes.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="keep edges above this (default %(default)s)")
+    kept = routes.add_mutually_exclusive_group()
+    kept.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="keep edges above this (default %(default)s)")
+    kept.add_argument("--mass", type=float, help="keep the smallest graph that carries this share of the flow, for example 0.9")
     routes.add_argument("--no-renormalize", action="store_true", help="leave contributions as they were before edges were dropped")
     output = routes.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print the graph as JSON")
@@ -106,13 +110,17 @@ def _routes(options: argparse.Namespace) -> int:
         except UnicodeDecodeError as error:
             raise RequestError(f"Standard input is not UTF-8 text (byte {error.start}). Convert it to UTF-8.") from error
     from llm_tt.export import files
-    from llm_tt.flow.routes import extract_routes
+    from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
     from llm_tt.models import load_model
 
     llm = load_model(_model(options), adapter=options.adapter, device=options.device, dtype=options.dtype)
     trace = llm.trace(_conversation(prompt, options.system) if options.chat else prompt)
 
-    graph = extract_routes(trace, options.target, options.threshold, not options.no_renormalize)
+    renormalize = not options.no_renormalize
+    if options.mass is None:
+        graph = extract_routes(trace, options.target, options.threshold, renormalize)
+    else:
+        graph = extract_routes_by_mass(trace, options.target, options.mass, renormalize)
     if options.json:
         print(files.to_json(graph, llm.info.name, trace.prompt), end="")
     elif options.graphml:
@@ -132,13 +140,31 @@ def _routes(options: argparse.Namespace) -> int:
         for text, probability in zip(best.texts, best.probabilities, strict=True):
             print(f"  {probability:6.3f}  {text!r}")
         print()
+        print(_sources(graph))
+        print()
         print(_as_text(graph))
     return 0
 
 
+def _sources(graph: FlowGraph) -> str:
+    """In which tokens most of the flow ends, and how much was dropped."""
+    from llm_tt.flow.propagation import flow_over_sources
+
+    sources = flow_over_sources(graph)
+    order = (-sources).argsort(kind="stable")[:_N_SOURCES]
+    lines = ["Of the flow of these routes there ends in"]
+    lines += [f"  {sources[token]:6.3f}  {graph.token_texts[token]!r} (token {token})" for token in order if sources[token] > 0]
+    if len(lines) == 1:
+        lines = ["No flow reaches a token."]
+    if graph.carried is not None:
+        lines.append(f"{max(0.0, 1 - graph.carried):.1%} of the flow was dropped with the edges that were not kept.")
+    return "\n".join(lines)
+
+
 def _as_text(graph: FlowGraph) -> str:
     """The routes as lines of text, from the last layer down."""
-    lines = [f"{graph.n_edges} edges above {graph.threshold}" + (", renormalised" if graph.renormalized else "")]
+    kept = f"edges above {graph.threshold}" if graph.mass is None else f"edges that carry {graph.mass:.4g} of the flow"
+    lines = [f"{graph.n_edges} {kept}" + (", renormalised" if graph.renormalized else "")]
     for edge in graph.edges():
         source, destination = edge.ends
         heads = ", ".join(f"head {head} {weight:.3f}" for head, weight in edge.heads.items())

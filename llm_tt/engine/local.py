@@ -19,6 +19,7 @@ from llm_tt.engine.messages import (
     AddedModel,
     AddModel,
     Answer,
+    CheckTrace,
     EdgeReport,
     ExplainPrediction,
     Explanation,
@@ -34,6 +35,8 @@ from llm_tt.engine.messages import (
     ModelKey,
     NodeReport,
     Question,
+    ReadHeads,
+    TraceCheck,
     TraceKey,
 )
 from llm_tt.errors import PromptError, RequestError
@@ -45,6 +48,7 @@ from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
     from llm_tt.analysis.tuning_report import TuningReport
+    from llm_tt.flow.heads import HeadRoles
     from llm_tt.models.transparent_llm import Trace
 
 _LOADING, _TRACING = 0.7, 0.95
@@ -53,6 +57,8 @@ _LOADING, _TRACING = 0.7, 0.95
 
 _MAX_TUNINGS = 16
 """Tuning reports to keep: small, but minutes of reading for a large model"""
+_MAX_READINGS = 64
+"""Head roles, and as many checks of traces, to keep: small, but they read all attention of a prompt"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +90,8 @@ class LocalEngine:
         self._models = ModelKeeper(config, max_models, added, self._forget_orphans)
         self._traces: Cache[tuple[ModelSpec, Any], _Traced] = Cache(trace_budget, _trace_bytes)
         self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
+        self._roles: Cache[tuple[ModelSpec, Any], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
+        self._checks: Cache[tuple[ModelSpec, Any, int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
         self._jobs = JobQueue(n_workers)
 
     # --- questions
@@ -96,6 +104,10 @@ class LocalEngine:
     def answer(self, question: InspectNode, progress: Progress = silent) -> NodeReport: ...
     @overload
     def answer(self, question: InspectEdge, progress: Progress = silent) -> EdgeReport: ...
+    @overload
+    def answer(self, question: ReadHeads, progress: Progress = silent) -> HeadRoles: ...
+    @overload
+    def answer(self, question: CheckTrace, progress: Progress = silent) -> TraceCheck: ...
     @overload
     def answer(self, question: MeasureTuning, progress: Progress = silent) -> TuningReport: ...
     @overload
@@ -133,6 +145,10 @@ class LocalEngine:
                     return _inspect_node(question, self._traced(question.trace, progress).trace)
                 case InspectEdge():
                     return _inspect_edge(question, self._traced(question.trace, progress).trace)
+                case ReadHeads():
+                    return self._read_heads(question, progress)
+                case CheckTrace():
+                    return self._check_trace(question, progress)
 
     def submit(self, question: Question) -> str:
         """Answer in the background; the id of the job."""
@@ -247,11 +263,18 @@ class LocalEngine:
     def _explain(self, question: ExplainPrediction, progress: Progress) -> Explanation:
         traced = self._traced(question.trace, progress)
 
-        from llm_tt.flow.routes import extract_routes
+        from llm_tt.flow.propagation import propagate
+        from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
         from llm_tt.lens.vocabulary import predictions
 
         started = time.monotonic()
-        graph = extract_routes(traced.trace, question.target, question.threshold, question.renormalize, _part(progress, _TRACING, 1.0))
+        following = _part(progress, _TRACING, 1.0)
+        if question.mass is None:
+            graph = extract_routes(traced.trace, question.target, question.threshold, question.renormalize, following)
+        else:
+            graph = extract_routes_by_mass(traced.trace, question.target, question.mass, question.renormalize, following)
+        flow = propagate(graph)
+        assert graph.carried is not None
         return Explanation(
             trace=question.trace,
             prompt=traced.trace.prompt,
@@ -261,7 +284,35 @@ class LocalEngine:
             trace_seconds=traced.seconds,
             routes_seconds=time.monotonic() - started,
             trace_bytes=traced.trace.nbytes,
+            sources=flow.sources,
+            dropped=max(0.0, 1 - graph.carried),
+            head_flow=flow.by_head(traced.trace.model.info.n_heads),
         )
+
+    def _read_heads(self, question: ReadHeads, progress: Progress) -> HeadRoles:
+        from llm_tt.flow.heads import head_roles
+
+        key = question.trace
+        self._require_allowed(key.prompt)
+        return self._roles.get(
+            (self._models.spec(key.model), key.prompt),
+            lambda progress: head_roles(self._traced(key, _part(progress, 0.0, _TRACING)).trace, _part(progress, _TRACING, 1.0)),
+            progress,
+        )
+
+    def _check_trace(self, question: CheckTrace, progress: Progress) -> TraceCheck:
+        key = question.trace
+        self._require_allowed(key.prompt)
+
+        def check(progress: Progress) -> TraceCheck:
+            from llm_tt.models.identities import reconstruction_errors, sampled
+
+            traced = self._traced(key, _part(progress, 0.0, _TRACING))
+            n_tokens = traced.trace.n_tokens
+            layers = reconstruction_errors(traced.trace, question.n_positions, _part(progress, _TRACING, 1.0))
+            return TraceCheck(layers, len(sampled(n_tokens, question.n_positions)), n_tokens, traced.loaded.facts.tolerance)
+
+        return self._checks.get((self._models.spec(key.model), key.prompt, question.n_positions), check, progress)
 
 
 def _trace_bytes(traced: _Traced) -> int:

@@ -8,11 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
+from llm_tt.flow.heads import HeadRoles
 from llm_tt.lens.token_table import TokenTable
-from llm_tt.models.info import ModelInfo
+from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place
 from llm_tt.text import ChatMessage, Prompt
 
@@ -51,6 +55,8 @@ class ExplainPrediction:
     threshold: float = DEFAULT_THRESHOLD
     renormalize: bool = True
     n_predictions: int = 10
+    mass: float | None = None
+    """keep the smallest graph that carries this share of the flow; `threshold` then does nothing"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,21 @@ class InspectEdge:
     source: str
     destination: str
     key: EdgeKey
+
+
+@dataclass(frozen=True)
+class ReadHeads:
+    """How far each head behaves as a previous-token, first-token, same-token or induction head on one prompt."""
+
+    trace: TraceKey
+
+
+@dataclass(frozen=True)
+class CheckTrace:
+    """How well the parts of each layer add up in this very trace."""
+
+    trace: TraceKey
+    n_positions: int = 64
 
 
 @dataclass(frozen=True)
@@ -102,7 +123,9 @@ class ListLoaded:
     """Which models are in memory, and how much of it there is."""
 
 
-Question = LoadModel | ExplainPrediction | InspectNode | InspectEdge | MeasureTuning | LookAt | AddModel | ListLoaded
+Question = (
+    LoadModel | ExplainPrediction | InspectNode | InspectEdge | ReadHeads | CheckTrace | MeasureTuning | LookAt | AddModel | ListLoaded
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +152,12 @@ class Explanation:
     """of the forward pass, when it ran"""
     routes_seconds: float
     trace_bytes: int
+    sources: npt.NDArray[np.float64]
+    """[T]: how much of the flow of the graph ends in each token (`llm_tt.flow_over_sources`)"""
+    dropped: float
+    """the share of the flow that edges carry which are not in the graph, nothing renormalised"""
+    head_flow: npt.NDArray[np.float64]
+    """[L, H]: the flow of the graph through each head"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +185,18 @@ class EdgeReport:
     """of the whole edge, neither cut nor renormalised"""
     heads: tuple[tuple[int, float], ...]
     """(head, contribution) by falling contribution; attention edges only"""
+
+
+@dataclass(frozen=True)
+class TraceCheck:
+    """The answer to `CheckTrace`."""
+
+    layers: tuple[LayerErrors, ...]
+    n_positions: int
+    """tokens that were looked at, spread evenly over the prompt"""
+    n_tokens: int
+    tolerance: float
+    """what the check at load allows in this precision"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,4 +244,4 @@ class MemoryReport:
     memory: tuple[DeviceMemory, ...]
 
 
-Answer = ModelFacts | Explanation | NodeReport | EdgeReport | TuningReport | Place | AddedModel | MemoryReport
+Answer = ModelFacts | Explanation | NodeReport | EdgeReport | HeadRoles | TraceCheck | TuningReport | Place | AddedModel | MemoryReport

@@ -49,6 +49,8 @@ def to_dict(graph: FlowGraph, model: str, prompt: Prompt | None = None) -> dict[
         "target": graph.target,
         "threshold": graph.threshold,
         "renormalized": graph.renormalized,
+        **({} if graph.mass is None else {"mass": graph.mass}),
+        **({} if graph.carried is None else {"carried": graph.carried}),
         "edges": [_edge(edge) for edge in graph.edges()],
     }
 
@@ -120,7 +122,8 @@ def to_html(graph: FlowGraph, model: str) -> str:
         )
     # pyvis links a style sheet and its scripts from elsewhere even when told to be self-contained.
     page = _EXTERNAL.sub("", network.generate_html())
-    caption = f"{model}: routes to token {graph.target} at threshold {graph.threshold}"
+    kept = f"at threshold {graph.threshold}" if graph.mass is None else f"that carry {graph.mass:.0%} of the flow"
+    caption = f"{model}: routes to token {graph.target} {kept}"
     return page.replace("<body>", f"<body><p style='font-family:sans-serif'>{html.escape(caption)}</p>", 1)
 
 

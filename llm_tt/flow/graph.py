@@ -122,6 +122,10 @@ class FlowGraph:
     """[E + 1]: edge e carries `head[heads_start[e] : heads_start[e + 1]]`, by falling contribution; attention edges only"""
     head: npt.NDArray[np.uint16]
     head_weight: npt.NDArray[np.float32]
+    mass: float | None = None
+    """the share of the flow that the graph was to carry; `threshold` is then one of the flow of edges. None: of their contributions"""
+    carried: float | None = None
+    """the share of the flow that reaches the token embeddings when nothing is renormalised; None where that is not known"""
 
     @property
     def n_tokens(self) -> int:

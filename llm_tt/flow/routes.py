@@ -1,21 +1,32 @@
 """Contributions become the routes to one target (Ferrando & Voita 2024, section 2.3).
 
-Start at the last node of the target position. At every node reached keep the incoming edges whose contribution exceeds the threshold; an edge
+Start at the last node of the target position. At every node reached keep the incoming edges whose contribution exceeds a limit; an edge
 kept reaches its source. Only nodes that are reached are computed. Attention edges pass or fail head by head; what two tokens exchange through
-several heads is one edge with the sum of the heads that passed.
+several heads is one edge with the sum of the heads that passed. The limit is the same at every node (`extract_routes`), or falls with the flow
+that reaches the node (`extract_routes_by_mass`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from llm_tt.errors import RequestError
 from llm_tt.flow.contributions import AttentionRow, table_of
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKind, FlowGraph
 from llm_tt.models.transparent_llm import Trace
 from llm_tt.progress import Progress, silent
+
+_STEPS_PER_OCTAVE = 64
+"""Flow thresholds that `extract_routes_by_mass` chooses from are 2 ** (-n / 64): neighbours are 1.1 % apart"""
+_OCTAVES = 48
+"""Below 2 ** -48 of the flow everything is kept"""
+
+Limit = Callable[[float], float]
+"""The flow that reaches a node -> the contribution that an edge into it must exceed"""
 
 
 def extract_routes(
@@ -38,38 +49,204 @@ def extract_routes(
     target = trace.position(target)
     if not 0 <= threshold < 1:
         raise RequestError(f"Threshold {threshold} is not in [0, 1). Useful values are 0.01 to 0.1.")
+    columns = _Columns(renormalize)
+    carried = _follow(trace, target, lambda flow: threshold, columns, progress)
+    return columns.graph(trace, target, threshold, None, carried)
+
+
+def extract_routes_by_mass(
+    trace: Trace,
+    target: int = -1,
+    mass: float = 0.9,
+    renormalize: bool = True,
+    progress: Progress = silent,
+) -> FlowGraph:
+    """The smallest graph by flow that carries `mass`: an edge is kept when its *flow* exceeds one threshold t for the whole graph.
+
+    Flow 1 starts at the target's last node; an edge has the flow of the node it leads to times its contribution, and a node that of the kept
+    edges out of it; what is dropped is gone. t is the largest of the numbers 2 ** (-n / 64) with which at least `mass` reaches the token
+    embeddings; `graph.threshold` holds it and `graph.carried` what arrives. Edges from which no kept edge leads on to an embedding carry
+    nothing there and are removed. So
+
+    - in no layer could fewer edges, counted head by head, pass on as much of what reaches it: those that pass have the largest flows;
+    - a smaller mass keeps a subgraph: a lower t raises the flow of every node, and with it of every edge;
+    - edges of equal flow are kept or dropped together, so nothing depends on an order.
+
+    Where whole nodes have no contribution at all their flow ends; if less than `mass` can arrive, t is 0 and every edge passes.
+
+    Args:
+        mass: share of the flow, between 0 and 1.
+        renormalize: divide the kept contributions of each node by their sum. Which edges are kept does not depend on it.
+        progress: called once a layer of every attempt; may raise to cancel.
+
+    Raises:
+        RequestError: no such target, or the mass is not between 0 and 1.
+    """
+    target = trace.position(target)
+    if not 0 < mass < 1:
+        raise RequestError(f"Mass {mass} is not between 0 and 1. Useful values are 0.8 to 0.95.")
+    n_attempts = 0
+
+    def attempt(threshold: float, columns: _Columns | None = None) -> float:
+        nonlocal n_attempts
+        n_attempts += 1
+        # How many attempts it takes is not known before.
+        done = 1 - 1 / n_attempts
+        return _follow(trace, target, _flow_limit(threshold), columns, lambda stage, fraction: progress(stage, done))
+
+    octave = 1
+    while octave <= _OCTAVES and attempt(2.0**-octave) < mass:
+        octave += 1
+    threshold = 0.0
+    if octave <= _OCTAVES:
+        too_few, enough = (octave - 1) * _STEPS_PER_OCTAVE, octave * _STEPS_PER_OCTAVE
+        while enough - too_few > 1:
+            step = (too_few + enough) // 2
+            if attempt(2.0 ** (-step / _STEPS_PER_OCTAVE)) < mass:
+                too_few = step
+            else:
+                enough = step
+        threshold = 2.0 ** (-enough / _STEPS_PER_OCTAVE)
+    columns = _Columns(renormalize=False)
+    carried = attempt(threshold, columns)
+    progress("Routes found", 1.0)
+    graph = _without_dead_ends(columns.graph(trace, target, threshold, mass, carried))
+    return _renormalized(graph) if renormalize else graph
+
+
+def _without_dead_ends(graph: FlowGraph) -> FlowGraph:
+    """The edges from which a path leads to a token embedding."""
+    alive = np.zeros(graph.n_edges, bool)
+    source, destination = graph.source.astype(np.int64), graph.destination.astype(np.int64)
+    is_into_mid = graph.kind <= EdgeKind.RESIDUAL_TO_MID
+    below = np.ones(graph.n_tokens, bool)
+    layers = np.searchsorted(-graph.layer.astype(np.int64), np.arange(-graph.n_layers + 1, 2))
+    for start, end in zip(layers[-2::-1], layers[:0:-1], strict=True):
+        here = np.arange(start, end)
+        into_mid = here[is_into_mid[here]]
+        alive[into_mid] = below[source[into_mid]]
+        mid = np.zeros(graph.n_tokens, bool)
+        mid[destination[into_mid[alive[into_mid]]]] = True
+        out = here[~is_into_mid[here]]
+        alive[out] = mid[destination[out]]
+        below = np.zeros(graph.n_tokens, bool)
+        below[destination[out[alive[out]]]] = True
+    per_edge = np.diff(graph.heads_start)
+    with_head = np.repeat(alive, per_edge)
+    return replace(
+        graph,
+        **{name: getattr(graph, name)[alive] for name in ("kind", "layer", "source", "destination", "weight")},
+        heads_start=np.concatenate([[0], np.cumsum(per_edge[alive])]).astype(np.uint32),
+        head=graph.head[with_head],
+        head_weight=graph.head_weight[with_head],
+    )
+
+
+def _renormalized(graph: FlowGraph) -> FlowGraph:
+    """The contributions of each node divided by their sum."""
+    is_into_mid = graph.kind <= EdgeKind.RESIDUAL_TO_MID
+    node = (graph.layer.astype(np.int64) * 2 + is_into_mid) * graph.n_tokens + graph.destination
+    weight = graph.weight.astype(np.float64)
+    # An FFN block's two edges are one contribution.
+    total = np.bincount(node, np.where(graph.kind == EdgeKind.INTO_FFN, 0.0, weight), minlength=1)
+    scale = 1 / total[node]
+    return replace(
+        graph,
+        renormalized=True,
+        weight=(weight * scale).astype(np.float32),
+        head_weight=(graph.head_weight * np.repeat(scale, np.diff(graph.heads_start))).astype(np.float32),
+    )
+
+
+def _flow_limit(threshold: float) -> Limit:
+    """flow * contribution > threshold; no contribution is above 1."""
+    return lambda flow: min(threshold / flow, 1.0) if flow > 0 else 1.0
+
+
+def _follow(trace: Trace, target: int, limit: Limit, columns: _Columns | None, progress: Progress) -> float:
+    """Walk down from the target along the edges that pass; add them to `columns`, if any. The flow that reaches the token embeddings.
+
+    Flow is passed on in shares as they are, never renormalised.
+    """
     table = table_of(trace)
-    columns = _Columns()
-    reached = [target]
+    flow, is_reached = np.zeros(trace.n_tokens), np.zeros(trace.n_tokens, bool)
+    flow[target], is_reached[target] = 1.0, True
     for layer in reversed(range(trace.n_layers)):
-        mid = []
+        reached: list[int] = np.flatnonzero(is_reached).tolist()
+        mid: list[int] = []
         for position, (ffn, residual) in zip(reached, table.ffn(trace, layer, reached), strict=True):
-            if _add_ffn_node(columns, layer, position, ffn, residual, threshold, renormalize):
+            least = limit(float(flow[position]))
+            ffn, residual = (share if share > least else 0.0 for share in (ffn, residual))
+            if ffn or residual:
                 mid.append(position)
-        below: set[int] = set()
+                if columns is not None:
+                    columns.add_ffn_node(layer, position, ffn, residual)
+            flow[position] *= ffn + residual
+        below, is_reached = np.zeros(trace.n_tokens), np.zeros(trace.n_tokens, bool)
         for position, row in zip(mid, table.attention(trace, layer, mid), strict=True):
-            below |= _add_attention_node(columns, layer, position, row, threshold, renormalize)
-        reached = sorted(below)
+            passed, by_source, residual = _passed(row, limit(float(flow[position])))
+            if columns is not None:
+                columns.add_attention_node(layer, position, passed, by_source, residual)
+            below[: position + 1] += flow[position] * by_source
+            below[position] += flow[position] * residual
+            is_reached[: position + 1] |= by_source > 0
+            is_reached[position] |= residual > 0
+        flow = below
         progress(f"Following routes through layer {layer}", (trace.n_layers - layer) / trace.n_layers)
-        if not reached:
+        if not is_reached.any():
             break
-    return columns.graph(trace, target, threshold, renormalize)
+    return float(flow.sum())
+
+
+def _passed(row: AttentionRow, least: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], float]:
+    """Contributions above `least`, the others 0: [i + 1, H], their sums over heads, and the residual edge's."""
+    edges = row.edges.numpy()
+    passed = np.where(edges > least, edges, np.float32(0))
+    return passed, passed.sum(1, dtype=np.float64), row.residual if row.residual > least else 0.0
 
 
 @dataclass
 class _Columns:
     """A `FlowGraph` while it grows."""
 
+    renormalize: bool
     rows: list[tuple[int, int, int, int, float]] = field(default_factory=list)
     heads_start: list[int] = field(default_factory=lambda: [0])
     head: list[int] = field(default_factory=list)
     head_weight: list[float] = field(default_factory=list)
 
-    def add(self, kind: EdgeKind, layer: int, source: int, destination: int, weight: float) -> None:
+    def add_ffn_node(self, layer: int, position: int, ffn: float, residual: float) -> None:
+        """Add what reaches I{layer}_{position}; 0 for an edge that did not pass."""
+        scale = self._scale(ffn + residual)
+        if ffn:
+            self._add(EdgeKind.OUT_OF_FFN, layer, position, position, ffn * scale)
+            self._add(EdgeKind.INTO_FFN, layer, position, position, ffn * scale)
+        if residual:
+            self._add(EdgeKind.RESIDUAL_TO_POST, layer, position, position, residual * scale)
+
+    def add_attention_node(
+        self, layer: int, position: int, passed: npt.NDArray[np.float32], by_source: npt.NDArray[np.float64], residual: float
+    ) -> None:
+        """Add what reaches A{layer}_{position}, as `_passed` returns it."""
+        scale = self._scale(float(by_source.sum()) + residual)
+        for source in np.flatnonzero(by_source).tolist():
+            heads = np.flatnonzero(passed[source])
+            heads = heads[np.argsort(-passed[source][heads], kind="stable")]
+            weights = passed[source][heads] * scale
+            self.head.extend(heads.tolist())
+            self.head_weight.extend(weights.tolist())
+            self._add(EdgeKind.ATTENTION, layer, source, position, float(weights.sum()))
+        if residual:
+            self._add(EdgeKind.RESIDUAL_TO_MID, layer, position, position, residual * scale)
+
+    def _scale(self, kept: float) -> float:
+        return 1 / kept if self.renormalize and kept else 1.0
+
+    def _add(self, kind: EdgeKind, layer: int, source: int, destination: int, weight: float) -> None:
         self.rows.append((kind, layer, source, destination, weight))
         self.heads_start.append(len(self.head))
 
-    def graph(self, trace: Trace, target: int, threshold: float, renormalized: bool) -> FlowGraph:
+    def graph(self, trace: Trace, target: int, threshold: float, mass: float | None, carried: float) -> FlowGraph:
         kind, layer, source, destination, weight = zip(*self.rows, strict=True) if self.rows else ((),) * 5
         return FlowGraph(
             token_ids=trace.token_ids,
@@ -77,7 +254,7 @@ class _Columns:
             n_layers=trace.n_layers,
             target=target,
             threshold=threshold,
-            renormalized=renormalized,
+            renormalized=self.renormalize,
             kind=np.array(kind, np.uint8),
             layer=np.array(layer, np.uint16),
             source=np.array(source, np.uint32),
@@ -86,37 +263,6 @@ class _Columns:
             heads_start=np.array(self.heads_start, np.uint32),
             head=np.array(self.head, np.uint16),
             head_weight=np.array(self.head_weight, np.float32),
+            mass=mass,
+            carried=carried,
         )
-
-
-def _add_ffn_node(columns: _Columns, layer: int, position: int, ffn: float, residual: float, threshold: float, renormalize: bool) -> bool:
-    """Add what reaches I{layer}_{position}; whether anything was kept."""
-    kept = sum(share for share in (ffn, residual) if share > threshold)
-    scale = 1 / kept if renormalize and kept else 1.0
-    if ffn > threshold:
-        columns.add(EdgeKind.OUT_OF_FFN, layer, position, position, ffn * scale)
-        columns.add(EdgeKind.INTO_FFN, layer, position, position, ffn * scale)
-    if residual > threshold:
-        columns.add(EdgeKind.RESIDUAL_TO_POST, layer, position, position, residual * scale)
-    return kept > 0
-
-
-def _add_attention_node(columns: _Columns, layer: int, position: int, row: AttentionRow, threshold: float, renormalize: bool) -> set[int]:
-    """Add what reaches A{layer}_{position}; the source positions kept."""
-    edges = row.edges.numpy()
-    passed = np.where(edges > threshold, edges, 0.0)
-    residual = row.residual if row.residual > threshold else 0.0
-    kept = float(passed.sum()) + residual
-    scale = 1 / kept if renormalize and kept else 1.0
-    sources: list[int] = np.flatnonzero(passed.any(1)).tolist()
-    for source in sources:
-        heads = np.flatnonzero(passed[source])
-        heads = heads[np.argsort(-passed[source][heads], kind="stable")]
-        weights = passed[source][heads] * scale
-        columns.head.extend(heads.tolist())
-        columns.head_weight.extend(weights.tolist())
-        columns.add(EdgeKind.ATTENTION, layer, source, position, float(weights.sum()))
-    if residual:
-        columns.add(EdgeKind.RESIDUAL_TO_MID, layer, position, position, residual * scale)
-        sources.append(position)
-    return set(sources)

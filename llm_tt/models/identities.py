@@ -6,13 +6,16 @@ after the other. Identities of contributions and routes (3, 5, 6) do not depend 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llm_tt.errors import ModelError
+from llm_tt.errors import ModelError, RequestError
+from llm_tt.models.info import LayerErrors
 from llm_tt.models.transparent_llm import Trace, TransparentLlm
+from llm_tt.progress import Progress, silent
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 _CAUSES = {
@@ -22,17 +25,6 @@ _CAUSES = {
     "future tokens": "a model that is not causal, or a mask that this backend does not know",
     "logits": "a soft cap or a scale between the final norm and the logits",
 }
-
-
-@dataclass(frozen=True)
-class LayerErrors:
-    """Relative errors of one layer: norm of the difference over norm of the whole (Frobenius)."""
-
-    layer: int
-    attention: float
-    neurons: float
-    residual: float
-    future: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ def check(llm: TransparentLlm) -> IdentityReport:
     ids = probe(llm.info.d_vocab)[: llm.info.n_ctx]
     trace = llm.trace(ids)
     with torch.inference_mode():
-        layers = tuple(_layer_errors(trace, layer) for layer in range(trace.n_layers))
+        layers = tuple(_layer_errors(trace, layer, range(trace.n_tokens)) for layer in range(trace.n_layers))
     logits = relative_error(trace.logits(-1), llm.last_logits(ids))
     return IdentityReport(len(ids), TOLERANCE[llm.info.torch_dtype], layers, logits)
 
@@ -104,30 +96,60 @@ def require(llm: TransparentLlm) -> IdentityReport:
     return report
 
 
-def _layer_errors(trace: Trace, layer: int) -> LayerErrors:
-    block, llm = trace.blocks[layer], trace.model
-    every = range(trace.n_tokens)
-    pattern = block.pattern.rows(every)
-    attention = block.attention_sum(pattern, every, *llm.attention_output(layer))
-    before = trace.resid_pre(layer).float()
-    mid = before + block.attn_out.float()
-    post = block.resid_mid.float() + block.ffn_out.float()
-    residual = max(relative_error(mid, block.resid_mid), relative_error(post, block.resid_post))
+def reconstruction_errors(trace: Trace, n_positions: int = 64, progress: Progress = silent) -> tuple[LayerErrors, ...]:
+    """How well the parts of each layer add up in this very trace: identities 1 and 2, the residual stream, and attention to future tokens.
+
+    Args:
+        n_positions: tokens to look at, spread evenly over the prompt from the first to the last (`sampled`); all, if there are no more.
+        progress: called once a layer; may raise to cancel.
+    """
+    positions = sampled(trace.n_tokens, n_positions)
+    layers: list[LayerErrors] = []
+    with torch.inference_mode():
+        for layer in range(trace.n_layers):
+            layers.append(_layer_errors(trace, layer, positions))
+            progress(f"Adding up the parts of layer {layer}", (layer + 1) / trace.n_layers)
+    return tuple(layers)
+
+
+def sampled(n_tokens: int, n_positions: int) -> list[int]:
+    """At most so many of the positions 0 .. T-1, evenly spread; the last is among them, and the first if there are two.
+
+    Raises:
+        RequestError: none are wanted.
+    """
+    if n_positions < 1:
+        raise RequestError(f"{n_positions} positions are none. Ask for at least 1.")
+    n_positions = min(n_positions, n_tokens)
+    if n_positions == 1:
+        return [n_tokens - 1]
+    return [index * (n_tokens - 1) // (n_positions - 1) for index in range(n_positions)]
+
+
+def _layer_errors(trace: Trace, layer: int, positions: Sequence[int]) -> LayerErrors:
+    block, llm, chosen = trace.blocks[layer], trace.model, list(positions)
+    pattern = block.pattern.rows(chosen)
+    attention = block.attention_sum(pattern, chosen, *llm.attention_output(layer))
+    before = trace.resid_pre(layer)[chosen].float()
+    mid = before + block.attn_out[chosen].float()
+    post = block.resid_mid[chosen].float() + block.ffn_out[chosen].float()
+    residual = max(relative_error(mid, block.resid_mid[chosen]), relative_error(post, block.resid_post[chosen]))
+    is_future = torch.arange(trace.n_tokens, device=pattern.device) > torch.tensor(chosen, device=pattern.device)[:, None]
     return LayerErrors(
         layer,
-        attention=relative_error(attention, block.attn_out),
-        neurons=_neuron_error(trace, layer),
+        attention=relative_error(attention, block.attn_out[chosen]),
+        neurons=_neuron_error(trace, layer, chosen),
         residual=residual,
-        future=float(pattern.triu(1).abs().max()),
+        future=float((pattern * is_future).abs().max()),
     )
 
 
-def _neuron_error(trace: Trace, layer: int) -> float:
+def _neuron_error(trace: Trace, layer: int, positions: list[int]) -> float:
     """0 where a layer's neurons are not shown."""
     block, llm = trace.blocks[layer], trace.model
     if llm.info.ffn and not llm.info.ffn[layer].n_neurons:
         return 0.0
-    made = llm.neurons(layer, trace.ffn_input(layer))
+    made = llm.neurons(layer, trace.ffn_input(layer)[positions])
     if llm.info.ffn and llm.info.ffn[layer].n_experts:
         total = torch.stack([_active_sum(llm, layer, row) for row in made.activations])
     else:
@@ -135,8 +157,8 @@ def _neuron_error(trace: Trace, layer: int) -> float:
     if made.bias is not None:
         total = total + made.bias.to(total.device)
     if block.ffn_norm is not None:
-        total = total * block.ffn_norm.rows(range(trace.n_tokens))
-    return relative_error(total, block.ffn_out)
+        total = total * block.ffn_norm.rows(positions)
+    return relative_error(total, block.ffn_out[positions])
 
 
 def _active_sum(llm: TransparentLlm, layer: int, activations: Tensor) -> Tensor:

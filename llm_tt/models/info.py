@@ -1,4 +1,5 @@
-"""`ModelInfo`, the facts of a loaded model. Apart from the model itself, so that those who only show them need not import torch."""
+"""`ModelInfo`, the facts of a loaded model, and `LayerErrors`, how well it adds up. Apart from the model itself, so that those who only show
+them need not import torch."""
 
 from __future__ import annotations
 
@@ -59,6 +60,19 @@ class TokenizerInfo:
     special_tokens: tuple[str, ...]
     chat_template: ChatTemplateSource | None
     """where the chat template comes from; None: the model has none"""
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """Relative errors of one layer: norm of the difference over norm of the whole (Frobenius)."""
+
+    layer: int
+    attention: float
+    neurons: float
+    """0 where the neurons are not shown"""
+    residual: float
+    future: float
+    """the largest attention to a future token"""
 
 
 @dataclass(frozen=True)
