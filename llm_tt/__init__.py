@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llm_tt.errors import LlmTtError
     from llm_tt.flow.contributions import attention_contributions, ffn_contributions, neuron_contributions
     from llm_tt.flow.graph import FlowGraph
-    from llm_tt.flow.heads import HeadRoles, head_roles
+    from llm_tt.flow.head_roles import HeadRoles, head_roles
     from llm_tt.flow.propagation import flow_over_sources, propagate
     from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
     from llm_tt.models import load_model
@@ -27,7 +27,7 @@ _HOME = {
     "AppConfig": "llm_tt.config",
     "ChatMessage": "llm_tt.text",
     "FlowGraph": "llm_tt.flow.graph",
-    "HeadRoles": "llm_tt.flow.heads",
+    "HeadRoles": "llm_tt.flow.head_roles",
     "LlmTtError": "llm_tt.errors",
     "ModelInfo": "llm_tt.models.transparent_llm",
     "ModelSpec": "llm_tt.config",
@@ -40,7 +40,7 @@ _HOME = {
     "extract_routes_by_mass": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
     "flow_over_sources": "llm_tt.flow.propagation",
-    "head_roles": "llm_tt.flow.heads",
+    "head_roles": "llm_tt.flow.head_roles",
     "load_config": "llm_tt.config",
     "load_model": "llm_tt.models",
     "neuron_contributions": "llm_tt.flow.contributions",

@@ -48,7 +48,7 @@ from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
     from llm_tt.analysis.tuning_report import TuningReport
-    from llm_tt.flow.heads import HeadRoles
+    from llm_tt.flow.head_roles import HeadRoles
     from llm_tt.models.transparent_llm import Trace
 
 _LOADING, _TRACING = 0.7, 0.95
@@ -290,7 +290,7 @@ class LocalEngine:
         )
 
     def _read_heads(self, question: ReadHeads, progress: Progress) -> HeadRoles:
-        from llm_tt.flow.heads import head_roles
+        from llm_tt.flow.head_roles import head_roles
 
         key = question.trace
         self._require_allowed(key.prompt)

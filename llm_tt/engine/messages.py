@@ -14,7 +14,7 @@ import numpy.typing as npt
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
-from llm_tt.flow.heads import HeadRoles
+from llm_tt.flow.head_roles import HeadRoles
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place

@@ -12,8 +12,8 @@ import torch
 from handmade import handmade_trace
 
 import llm_tt
-from llm_tt.flow import heads
-from llm_tt.flow.heads import LABEL_ABOVE, ROLES, HeadRoles
+from llm_tt.flow import head_roles
+from llm_tt.flow.head_roles import LABEL_ABOVE, ROLES, HeadRoles
 from llm_tt.models.transparent_llm import Trace
 from llm_tt.text import Prompt
 
