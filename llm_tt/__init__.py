@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.config import AppConfig, ModelSpec, load_config
     from llm_tt.errors import LlmTtError
-    from llm_tt.flow.contributions import attention_contributions, ffn_contributions, neuron_contributions
+    from llm_tt.flow.contributions import attention_contributions, ffn_contributions, neuron_contributions, neuron_direction, neurons_at
     from llm_tt.flow.graph import FlowGraph
+    from llm_tt.flow.heads import attention_map, contribution_map, head_outputs
     from llm_tt.flow.routes import extract_routes
     from llm_tt.models import load_model
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
@@ -32,11 +33,16 @@ _HOME = {
     "TransparentLlm": "llm_tt.models.transparent_llm",
     "TuningReport": "llm_tt.analysis.tuning_report",
     "attention_contributions": "llm_tt.flow.contributions",
+    "attention_map": "llm_tt.flow.heads",
+    "contribution_map": "llm_tt.flow.heads",
     "extract_routes": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
+    "head_outputs": "llm_tt.flow.heads",
     "load_config": "llm_tt.config",
     "load_model": "llm_tt.models",
     "neuron_contributions": "llm_tt.flow.contributions",
+    "neuron_direction": "llm_tt.flow.contributions",
+    "neurons_at": "llm_tt.flow.contributions",
     "tuning_report": "llm_tt.analysis.tuning",
 }
 
@@ -52,11 +58,16 @@ __all__ = [
     "TransparentLlm",
     "TuningReport",
     "attention_contributions",
+    "attention_map",
+    "contribution_map",
     "extract_routes",
     "ffn_contributions",
+    "head_outputs",
     "load_config",
     "load_model",
     "neuron_contributions",
+    "neuron_direction",
+    "neurons_at",
     "tuning_report",
 ]
 

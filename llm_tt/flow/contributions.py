@@ -99,6 +99,31 @@ def ffn_contributions(trace: Trace, layer: int, positions: Sequence[int] | None 
     return FfnContributions(layer, tuple(wanted), shares[:, 0], shares[:, 1])
 
 
+@dataclass(frozen=True, eq=False)
+class NeuronRow:
+    """The neurons of one FFN at one token, float32 on the CPU; their names: `trace.model.info.ffn[layer].name(n)`."""
+
+    activations: Tensor
+    """[N]: what multiplies a neuron's row of W_out; 0 in experts that the token is not sent to"""
+    contributions: Tensor
+    """[N]: to the residual stream after the FFN, among all neurons and the stream before it"""
+
+
+def neurons_at(trace: Trace, layer: int, position: int) -> NeuronRow:
+    """Activations and contributions of single neurons; kept with the trace.
+
+    Raises:
+        RequestError: no such layer or position, or a layer whose neurons cannot be shown.
+    """
+    layer, position = trace.layer(layer), trace.position(position)
+    shapes = trace.model.info.ffn
+    if shapes and not shapes[layer].n_neurons:
+        raise RequestError(
+            f"The FFN of layer {layer} is shown as one block: its neurons cannot be told apart in {trace.model.info.name}."
+        )
+    return table_of(trace).neurons(trace, layer, position)
+
+
 def neuron_contributions(trace: Trace, layer: int, position: int) -> Tensor:
     """[N] float32 on the CPU: contributions of single neurons to the residual stream after the FFN, among all neurons and the residual
     stream before it, so that together they sum to at most 1. N and the neurons' names: `trace.model.info.ffn[layer]`; in a mixture of experts
@@ -107,24 +132,23 @@ def neuron_contributions(trace: Trace, layer: int, position: int) -> Tensor:
     Raises:
         RequestError: no such layer or position, or a layer whose neurons cannot be shown.
     """
+    return neurons_at(trace, layer, position).contributions.clone()
+
+
+def neuron_direction(trace: Trace, layer: int, position: int, neuron: int) -> Tensor:
+    """[d] float32: what a neuron adds to the residual stream at a token for each unit of its activation: its row of W_out, times what a norm or
+    a factor behind the FFN makes of it there.
+
+    Raises:
+        RequestError: no such layer, position or neuron, or a layer whose neurons cannot be shown.
+    """
     layer, position = trace.layer(layer), trace.position(position)
-    block, model = trace.blocks[layer], trace.model
-    shapes = model.info.ffn
-    if shapes and not shapes[layer].n_neurons:
-        raise RequestError(f"The FFN of layer {layer} is shown as one block: its neurons cannot be told apart in {model.info.name}.")
+    block, n_neurons = trace.blocks[layer], len(neurons_at(trace, layer, position).activations)
+    if not 0 <= neuron < n_neurons:
+        raise RequestError(f"Neuron {neuron} does not exist: the FFN of layer {layer} has {n_neurons} neurons, 0 to {n_neurons - 1}.")
     with torch.inference_mode():
-        activations = model.neurons(layer, trace.ffn_input(layer)[position : position + 1]).activations[0]
-        active = activations.nonzero(as_tuple=True)[0]
-        weight = model.neuron_output(layer, None if len(active) == len(activations) else active)
-        whole = block.resid_post[position].float().to(weight.device)
-        factor = None if block.ffn_norm is None else block.ffn_norm.rows([position]).to(weight.device)
-        every = torch.arange(len(weight), device=weight.device)
-        shares = scaled_proximity(weight, activations[active].to(weight.device), whole[None], every, torch.zeros_like(every), factor)
-        total = shares.sum() + proximity(block.resid_mid[position].float().to(weight.device), whole)
-        neurons = torch.zeros(len(activations))
-        if total > 0:
-            neurons[active.cpu()] = (shares / total).cpu()
-        return neurons
+        row = trace.model.neuron_output(layer, torch.tensor([neuron]))[0]
+        return row if block.ffn_norm is None else row * block.ffn_norm.rows([position])[0].to(row.device)
 
 
 def proximity(parts: Tensor, whole: Tensor) -> Tensor:
@@ -170,14 +194,20 @@ class ContributionTable:
         self._lock = threading.Lock()
         self._attention: dict[tuple[int, int], AttentionRow] = {}
         self._ffn: dict[tuple[int, int], tuple[float, float]] = {}
+        self._neurons: dict[tuple[int, int], NeuronRow] = {}
 
     @property
     def nbytes(self) -> int:
         with self._lock:
-            return sum(row.edges.nbytes for row in self._attention.values())
+            neurons = sum(row.activations.nbytes + row.contributions.nbytes for row in self._neurons.values())
+            return neurons + sum(row.edges.nbytes for row in self._attention.values())
 
-    def attention(self, trace: Trace, layer: int, positions: Sequence[int]) -> list[AttentionRow]:
-        return self._rows(self._attention, _attention_rows, trace, layer, positions)
+    def attention(self, trace: Trace, layer: int, positions: Sequence[int], keep: bool = True) -> list[AttentionRow]:
+        """keep: whether rows that are computed now are for later, too."""
+        return self._rows(self._attention if keep else dict(self._attention), _attention_rows, trace, layer, positions)
+
+    def neurons(self, trace: Trace, layer: int, position: int) -> NeuronRow:
+        return self._rows(self._neurons, _neuron_rows, trace, layer, [position])[0]
 
     def ffn(self, trace: Trace, layer: int, positions: Sequence[int]) -> list[tuple[float, float]]:
         """(FFN block, residual) for each position."""
@@ -218,6 +248,27 @@ def _ffn_rows(trace: Trace, layer: int, positions: list[int]) -> list[tuple[floa
         total = ffn + residual
         total = torch.where(total > 0, total, 1.0)
         return list(zip((ffn / total).tolist(), (residual / total).tolist(), strict=True))
+
+
+def _neuron_rows(trace: Trace, layer: int, positions: list[int]) -> list[NeuronRow]:
+    return [_neuron_row(trace, layer, position) for position in positions]
+
+
+def _neuron_row(trace: Trace, layer: int, position: int) -> NeuronRow:
+    block, model = trace.blocks[layer], trace.model
+    with torch.inference_mode():
+        activations = model.neurons(layer, trace.ffn_input(layer)[position : position + 1]).activations[0]
+        active = activations.nonzero(as_tuple=True)[0]
+        weight = model.neuron_output(layer, None if len(active) == len(activations) else active)
+        whole = block.resid_post[position].float().to(weight.device)
+        factor = None if block.ffn_norm is None else block.ffn_norm.rows([position]).to(weight.device)
+        every = torch.arange(len(weight), device=weight.device)
+        shares = scaled_proximity(weight, activations[active].to(weight.device), whole[None], every, torch.zeros_like(every), factor)
+        total = shares.sum() + proximity(block.resid_mid[position].float().to(weight.device), whole)
+        contributions = torch.zeros(len(activations))
+        if total > 0:
+            contributions[active.cpu()] = (shares / total).cpu()
+        return NeuronRow(activations.float().cpu(), contributions)
 
 
 def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[AttentionRow]:
