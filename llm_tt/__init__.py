@@ -10,9 +10,16 @@ if TYPE_CHECKING:
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.config import AppConfig, ModelSpec, load_config
     from llm_tt.errors import LlmTtError
-    from llm_tt.flow.contributions import attention_contributions, ffn_contributions, neuron_contributions, neuron_direction, neurons_at
+    from llm_tt.flow.contributions import (
+        attention_contributions,
+        ffn_contributions,
+        neuron_contributions,
+        neuron_direction,
+        neuron_shares,
+        neurons_at,
+    )
     from llm_tt.flow.graph import FlowGraph
-    from llm_tt.flow.heads import attention_map, contribution_map, head_outputs
+    from llm_tt.flow.heads import attention_map, contribution_map, head_outputs, head_shares
     from llm_tt.flow.routes import extract_routes
     from llm_tt.models import load_model
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
@@ -38,10 +45,12 @@ _HOME = {
     "extract_routes": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
     "head_outputs": "llm_tt.flow.heads",
+    "head_shares": "llm_tt.flow.heads",
     "load_config": "llm_tt.config",
     "load_model": "llm_tt.models",
     "neuron_contributions": "llm_tt.flow.contributions",
     "neuron_direction": "llm_tt.flow.contributions",
+    "neuron_shares": "llm_tt.flow.contributions",
     "neurons_at": "llm_tt.flow.contributions",
     "tuning_report": "llm_tt.analysis.tuning",
 }
@@ -63,10 +72,12 @@ __all__ = [
     "extract_routes",
     "ffn_contributions",
     "head_outputs",
+    "head_shares",
     "load_config",
     "load_model",
     "neuron_contributions",
     "neuron_direction",
+    "neuron_shares",
     "neurons_at",
     "tuning_report",
 ]

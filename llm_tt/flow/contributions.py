@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from llm_tt.errors import RequestError
+from llm_tt.flow.shares import NeuronShare
 from llm_tt.models.transparent_llm import Trace
 
 _Row = TypeVar("_Row")
@@ -118,9 +119,7 @@ def neurons_at(trace: Trace, layer: int, position: int) -> NeuronRow:
     layer, position = trace.layer(layer), trace.position(position)
     shapes = trace.model.info.ffn
     if shapes and not shapes[layer].n_neurons:
-        raise RequestError(
-            f"The FFN of layer {layer} is shown as one block: its neurons cannot be told apart in {trace.model.info.name}."
-        )
+        raise RequestError(f"The FFN of layer {layer} is shown as one block: its neurons cannot be told apart in {trace.model.info.name}.")
     return table_of(trace).neurons(trace, layer, position)
 
 
@@ -135,6 +134,40 @@ def neuron_contributions(trace: Trace, layer: int, position: int) -> Tensor:
     return neurons_at(trace, layer, position).contributions.clone()
 
 
+def neuron_shares(trace: Trace, layer: int, position: int, k: int = 20) -> list[NeuronShare]:
+    """The k neurons that contribute most to the residual stream after the FFN at a token, the largest first.
+
+    Raises:
+        RequestError: no such layer or position, or a layer whose neurons cannot be shown.
+    """
+    layer, row = trace.layer(layer), neurons_at(trace, layer, position)
+    top = row.contributions.argsort(descending=True, stable=True)[: max(k, 0)].tolist()
+    return [_neuron_share(trace, layer, row, neuron) for neuron in top]
+
+
+def neuron_share(trace: Trace, layer: int, position: int, neuron: int) -> NeuronShare:
+    """Activation and contribution of one neuron at a token.
+
+    Raises:
+        RequestError: no such layer, position or neuron, or a layer whose neurons cannot be shown.
+    """
+    layer, row = trace.layer(layer), neurons_at(trace, layer, position)
+    _require_neuron(layer, row, neuron)
+    return _neuron_share(trace, layer, row, neuron)
+
+
+def _neuron_share(trace: Trace, layer: int, row: NeuronRow, neuron: int) -> NeuronShare:
+    shapes = trace.model.info.ffn
+    name = shapes[layer].name(neuron) if shapes else f"neuron {neuron}"
+    return NeuronShare(layer, neuron, name, float(row.activations[neuron]), float(row.contributions[neuron]))
+
+
+def _require_neuron(layer: int, row: NeuronRow, neuron: int) -> None:
+    n_neurons = len(row.activations)
+    if not 0 <= neuron < n_neurons:
+        raise RequestError(f"Neuron {neuron} does not exist: the FFN of layer {layer} has {n_neurons} neurons, 0 to {n_neurons - 1}.")
+
+
 def neuron_direction(trace: Trace, layer: int, position: int, neuron: int) -> Tensor:
     """[d] float32: what a neuron adds to the residual stream at a token for each unit of its activation: its row of W_out, times what a norm or
     a factor behind the FFN makes of it there.
@@ -143,9 +176,8 @@ def neuron_direction(trace: Trace, layer: int, position: int, neuron: int) -> Te
         RequestError: no such layer, position or neuron, or a layer whose neurons cannot be shown.
     """
     layer, position = trace.layer(layer), trace.position(position)
-    block, n_neurons = trace.blocks[layer], len(neurons_at(trace, layer, position).activations)
-    if not 0 <= neuron < n_neurons:
-        raise RequestError(f"Neuron {neuron} does not exist: the FFN of layer {layer} has {n_neurons} neurons, 0 to {n_neurons - 1}.")
+    block = trace.blocks[layer]
+    _require_neuron(layer, neurons_at(trace, layer, position), neuron)
     with torch.inference_mode():
         row = trace.model.neuron_output(layer, torch.tensor([neuron]))[0]
         return row if block.ffn_norm is None else row * block.ffn_norm.rows([position])[0].to(row.device)

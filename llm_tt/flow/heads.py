@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from llm_tt.errors import RequestError
-from llm_tt.flow.contributions import table_of
+from llm_tt.flow.contributions import attention_contributions, table_of
+from llm_tt.flow.shares import HeadShare
 from llm_tt.models.transparent_llm import Trace
 
 MAX_SIDE = 512
@@ -85,6 +86,22 @@ def head_outputs(trace: Trace, layer: int, position: int, source: int | None = N
         return made if block.attn_norm is None else made * block.attn_norm.rows([position]).to(made.device)
 
 
+def head_shares(trace: Trace, layer: int, position: int) -> list[HeadShare]:
+    """What each head contributes to the residual stream after attention at a token, the largest first.
+
+    Raises:
+        RequestError: no such layer or position.
+    """
+    layer, position = trace.layer(layer), trace.position(position)
+    edges = attention_contributions(trace, layer, [position]).edges[0, : position + 1, : n_heads(trace, layer)]
+    totals = edges.sum(0)
+    result: list[HeadShare] = []
+    for head in totals.argsort(descending=True, stable=True).tolist():
+        share, source = edges[:, head].max(0)
+        result.append(HeadShare(layer, head, float(totals[head]), int(source) if share > 0 else position, float(share)))
+    return result
+
+
 def n_heads(trace: Trace, layer: int) -> int:
     """Of one layer: some models have fewer in some layers."""
     return len(trace.blocks[trace.layer(layer)].pattern.rows([0]))
@@ -119,7 +136,9 @@ def _asked(trace: Trace, layer: int, head: int | None, rows: range | None, colum
                 f"{window} is no window of the prompt, which has positions 0 to {trace.n_tokens - 1}. Give a range of neighbouring positions."
             )
     if head is not None and not 0 <= head < n_heads(trace, layer):
-        raise RequestError(f"Head {head} does not exist: layer {layer} has {n_heads(trace, layer)} heads, 0 to {n_heads(trace, layer) - 1}.")
+        raise RequestError(
+            f"Head {head} does not exist: layer {layer} has {n_heads(trace, layer)} heads, 0 to {n_heads(trace, layer) - 1}."
+        )
     if len(rows) * len(columns) > _MAX_CELLS:
         raise RequestError(
             f"A map of {len(rows)} x {len(columns)} tokens has {len(rows) * len(columns):,} cells, more than {_MAX_CELLS:,}. "

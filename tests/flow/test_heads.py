@@ -185,7 +185,10 @@ def test_a_large_map_leaves_nothing_behind(model: Callable, monkeypatch: pytest.
         (lambda trace: llm_tt.contribution_map(trace, 0, 0, range(-2, 3)), "range(-2, 3) is no window of the prompt"),
         (lambda trace: llm_tt.head_outputs(trace, 0, 20), "Position 20 does not exist"),
         (lambda trace: llm_tt.head_outputs(trace, 0, 1, 99), "Position 99 does not exist"),
-        (lambda trace: llm_tt.neuron_direction(trace, 0, 0, 128), "Neuron 128 does not exist: the FFN of layer 0 has 128 neurons, 0 to 127."),
+        (
+            lambda trace: llm_tt.neuron_direction(trace, 0, 0, 128),
+            "Neuron 128 does not exist: the FFN of layer 0 has 128 neurons, 0 to 127.",
+        ),
         (lambda trace: llm_tt.neurons_at(trace, 5, 0), "Layer 5 does not exist"),
     ],
 )
@@ -224,7 +227,9 @@ def test_a_map_of_too_many_cells_is_refused_with_the_numbers() -> None:
         (8192, 32, 100, None, range(68, 132), range(512)),
     ],
 )
-def test_windows_hold_target_and_source(n_tokens: int, n_heads: int, position: int, source: int | None, rows: range, columns: range) -> None:
+def test_windows_hold_target_and_source(
+    n_tokens: int, n_heads: int, position: int, source: int | None, rows: range, columns: range
+) -> None:
     assert heads.map_window(long_trace(n_tokens, n_heads), 0, position, source) == (rows, columns)
     assert position % n_tokens in rows
     assert source is None or source in columns
