@@ -218,8 +218,8 @@ def test_each_question_takes_less_than_300_ms_on_the_demo_model_and_runs_the_mod
     engine = LocalEngine(AppConfig(models={"demo": ModelSpec(name="demo", path=str(MODEL_DIR))}))
     trace = TraceKey(ModelKey("demo"), DEMO_PROMPT)
     engine.answer(InspectHeads(trace, 0, 0))
-    monkeypatch.setattr(BridgeLlm, "run", lambda *args: pytest.fail("the prompt was run again"))
     last = len(load_model("demo").encode(DEMO_PROMPT)) - 1
+    monkeypatch.setattr(BridgeLlm, "run", lambda *args: pytest.fail("the prompt was run again"))
     for make in (
         lambda layer: InspectHeads(trace, layer, last),
         lambda layer: InspectHead(trace, layer, 1, last),
