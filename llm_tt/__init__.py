@@ -10,9 +10,17 @@ if TYPE_CHECKING:
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.config import AppConfig, ModelSpec, load_config
     from llm_tt.errors import LlmTtError
-    from llm_tt.flow.contributions import attention_contributions, ffn_contributions, neuron_contributions
+    from llm_tt.flow.contributions import (
+        attention_contributions,
+        ffn_contributions,
+        neuron_contributions,
+        neuron_direction,
+        neuron_shares,
+        neurons_at,
+    )
     from llm_tt.flow.graph import FlowGraph
     from llm_tt.flow.head_roles import HeadRoles, head_roles
+    from llm_tt.flow.heads import attention_map, contribution_map, head_outputs, head_shares
     from llm_tt.flow.propagation import flow_over_sources, propagate
     from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
     from llm_tt.models import load_model
@@ -36,14 +44,21 @@ _HOME = {
     "TransparentLlm": "llm_tt.models.transparent_llm",
     "TuningReport": "llm_tt.analysis.tuning_report",
     "attention_contributions": "llm_tt.flow.contributions",
+    "attention_map": "llm_tt.flow.heads",
+    "contribution_map": "llm_tt.flow.heads",
     "extract_routes": "llm_tt.flow.routes",
     "extract_routes_by_mass": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
     "flow_over_sources": "llm_tt.flow.propagation",
+    "head_outputs": "llm_tt.flow.heads",
     "head_roles": "llm_tt.flow.head_roles",
+    "head_shares": "llm_tt.flow.heads",
     "load_config": "llm_tt.config",
     "load_model": "llm_tt.models",
     "neuron_contributions": "llm_tt.flow.contributions",
+    "neuron_direction": "llm_tt.flow.contributions",
+    "neuron_shares": "llm_tt.flow.contributions",
+    "neurons_at": "llm_tt.flow.contributions",
     "propagate": "llm_tt.flow.propagation",
     "reconstruction_errors": "llm_tt.models.identities",
     "tuning_report": "llm_tt.analysis.tuning",
@@ -62,14 +77,21 @@ __all__ = [
     "TransparentLlm",
     "TuningReport",
     "attention_contributions",
+    "attention_map",
+    "contribution_map",
     "extract_routes",
     "extract_routes_by_mass",
     "ffn_contributions",
     "flow_over_sources",
+    "head_outputs",
     "head_roles",
+    "head_shares",
     "load_config",
     "load_model",
     "neuron_contributions",
+    "neuron_direction",
+    "neuron_shares",
+    "neurons_at",
     "propagate",
     "reconstruction_errors",
     "tuning_report",

@@ -1,21 +1,20 @@
-"""The inspector: what the selected node says, or which heads the selected edge carries."""
+"""The inspector: which panel shows the selected node or edge. Words are here and in `token_tables`, heads and neurons in panels of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from app import session
+from app.panels import heads, neurons, token_tables
 from app.session import Service
 from llm_tt.engine.messages import EdgeReport, Explanation, InspectEdge, InspectNode, NodeReport
-from llm_tt.errors import LlmTtError
+from llm_tt.errors import LlmTtError, RequestError
 from llm_tt.flow.graph import Edge, FlowGraph, Node
-from llm_tt.lens.token_table import TokenTable
-from llm_tt.text import visible
 
+_TABS = {"X": ("Tokens",), "A": ("Tokens", "Heads"), "M": ("Tokens", "Neurons"), "I": ("Tokens", "Neurons")}
 _KINDS = {
     "X": "token embedding",
     "A": "layer {layer}, after attention",
@@ -37,20 +36,21 @@ def show(service: Service, explanation: Explanation, selection: Mapping[str, Any
             session.conversation().again()
             st.rerun()
         return
+    # Kept while no toggle is drawn; Streamlit forgets the state of widgets that are not.
+    st.session_state.normalize = st.session_state.get("normalize", True)
     try:
         if selection.get("type") == "edge":
             question = InspectEdge(explanation.trace, str(selection["from"]), str(selection["to"]), selection["key"])
-            _edge(explanation.graph, service.engine.answer(question))
+            _edge(service, explanation, service.engine.answer(question))
         else:
-            normalize = st.session_state.get("normalize", True)
-            _node(explanation.graph, service.engine.answer(InspectNode(explanation.trace, str(selection["node"]), normalize=normalize)))
+            _node(service, explanation, Node.parse(str(selection["node"])))
     except LlmTtError as error:
         st.error(str(error), icon=":material/error:")
         st.caption("Click a node or an edge of the graph to select something else.")
 
 
 def _how_to_read(explanation: Explanation) -> None:
-    graph, best = explanation.graph, visible(explanation.predictions.texts[0]).replace("`", "\u02cb")
+    graph, best = explanation.graph, token_tables.code(explanation.predictions.texts[0])
     st.markdown(
         "**How to read the graph**\n\n"
         "- Columns are tokens, rows are layers, from the embeddings at the bottom to the prediction at the top.\n"
@@ -64,75 +64,75 @@ def _how_to_read(explanation: Explanation) -> None:
         st.info("No edge passes this threshold. Lower it in the sidebar.", icon=":material/info:")
 
 
-def _node(graph: FlowGraph, report: NodeReport) -> None:
-    node = Node.parse(report.node)
-    place = _KINDS[node.kind].format(layer=node.layer)
-    _title(report.token_text, node.position, place)
-    st.toggle(
-        "Normalise before unembedding",
-        value=True,
-        key="normalize",
-        help="Read the vector through the model's final norm, as the last layer's is. Off: multiply it with the unembedding as it is.",
-    )
+def _node(service: Service, explanation: Explanation, node: Node) -> None:
+    graph = explanation.graph
+    if node.position >= graph.n_tokens or node.layer >= graph.n_layers:
+        raise RequestError(f"This graph has no node {node.name}: it has {graph.n_tokens} tokens and {graph.n_layers} layers.")
+    _title(graph.token_texts[node.position], node.position, _KINDS[node.kind].format(layer=node.layer))
+    tab = _tab(_TABS[node.kind])
+    normalize = _normalize()
+    if tab == "Heads":
+        at = heads.of_node(service, explanation, node.layer, node.position)
+        heads.show(service, explanation, at, normalize)
+    elif tab == "Neurons":
+        neurons.show(service, explanation, node.layer, node.position, normalize)
+    else:
+        _words(service.engine.answer(InspectNode(explanation.trace, node.name, normalize=normalize)), node, normalize)
+
+
+def _words(report: NodeReport, node: Node, normalize: bool) -> None:
     top_tab, effect_tab = "Top tokens", "Promoted and suppressed"
     names = [name for name, present in ((top_tab, report.top), (effect_tab, report.promoted)) if present is not None]
     tabs = dict(zip(names, st.tabs(names), strict=True))
     if report.top is not None:
         with tabs[top_tab]:
-            _top_tokens(report.top, report.block)
+            token_tables.top_tokens(report.top, report.block)
     if report.promoted is not None and report.suppressed is not None:
         with tabs[effect_tab]:
             st.caption(
                 f"What the {report.block} block of layer {node.layer} added here, as change of each token's score"
-                + (" with the norm's scale held fixed." if st.session_state.get("normalize", True) else ".")
+                + (" with the norm's scale held fixed." if normalize else ".")
             )
-            left, right = st.columns(2)
-            with left:
-                _effects("promoted", report.promoted)
-            with right:
-                _effects("suppressed", report.suppressed)
+            token_tables.promoted_and_suppressed(report.promoted, report.suppressed)
 
 
-def _top_tokens(top: TokenTable, block: str | None) -> None:
-    columns: dict[str, Any] = {
-        "rank": top.ranks,
-        "token": [visible(text) for text in top.texts],
-        "score": top.scores,
-        "probability": top.probabilities,
-    }
-    if top.rank_changes is not None:
-        columns["moved"] = top.rank_changes
-    st.dataframe(
-        pd.DataFrame(columns),
-        hide_index=True,
-        height=340,
-        column_config={
-            "rank": st.column_config.NumberColumn("#", width=40, help="Rank; 1 is the highest score of the vocabulary."),
-            "token": st.column_config.TextColumn("token", help="A dot is a space, as in ·Mary."),
-            "score": st.column_config.NumberColumn("score", width=58, format="%.2f", help="Logit, if this were the last layer."),
-            "probability": st.column_config.ProgressColumn(
-                "p", width=84, min_value=0, max_value=1, format="%.3f", help="Softmax of the scores."
-            ),
-            "moved": st.column_config.NumberColumn(
-                "moved", width=58, format="%+d", help=f"Ranks gained (+) or lost (-) against the representation before the {block} block."
-            ),
-        },
+def _tab(possible: Sequence[str]) -> str:
+    """The tab that is open. It stays when something else is selected, where that has such a tab."""
+    if len(possible) == 1:
+        return possible[0]
+    wanted = st.session_state.get("inspector_wanted")
+    key = "inspector_" + "_".join(possible)
+    if wanted in possible:
+        st.session_state[key] = wanted
+    elif key not in st.session_state:
+        st.session_state[key] = possible[0]
+    open_tab = st.segmented_control(
+        "Look at",
+        possible,
+        key=key,
+        required=True,
+        label_visibility="collapsed",
+        help="Tokens: what is said here. Heads and neurons: which of them wrote it.",
+        on_change=_want,
+        args=(key,),
+    )
+    return open_tab or possible[0]
+
+
+def _want(key: str) -> None:
+    st.session_state.inspector_wanted = st.session_state[key]
+
+
+def _normalize() -> bool:
+    return st.toggle(
+        "Normalise before unembedding",
+        key="normalize",
+        help="Read the vector through the model's final norm, as the last layer's is. Off: multiply it with the unembedding as it is.",
     )
 
 
-def _effects(name: str, table: TokenTable) -> None:
-    st.dataframe(
-        pd.DataFrame({"token": [visible(text) for text in table.texts], "score": table.scores}),
-        hide_index=True,
-        height=340,
-        column_config={
-            "token": st.column_config.TextColumn(name, help="A dot is a space, as in ·Mary."),
-            "score": st.column_config.NumberColumn("by", format="%+.3f", help="Change of the token's logit."),
-        },
-    )
-
-
-def _edge(graph: FlowGraph, report: EdgeReport) -> None:
+def _edge(service: Service, explanation: Explanation, report: EdgeReport) -> None:
+    graph = explanation.graph
     source, destination = Node.parse(report.source), Node.parse(report.destination)
     _title(graph.token_texts[source.position], source.position, _KINDS[source.kind].format(layer=source.layer))
     st.markdown(":material/arrow_downward:")
@@ -141,30 +141,14 @@ def _edge(graph: FlowGraph, report: EdgeReport) -> None:
         (edge for edge in graph.edges() if edge.kind.key == report.key and _names(edge) == (report.source, report.destination)), None
     )
     st.markdown(f"**{report.key} edge** · contribution **{report.contribution:.3f}** · {_how_drawn(graph, edge, report)}")
-    if not report.heads:
-        return
-    table = pd.DataFrame(
-        {
-            "head": [f"L{destination.layer} H{head}" for head, _ in report.heads],
-            "contribution": [contribution for _, contribution in report.heads],
-            "drawn": [edge.heads.get(head) if edge else None for head, _ in report.heads],
-        }
-    )
-    st.dataframe(
-        table,
-        hide_index=True,
-        height="auto",
-        placeholder="",
-        column_config={
-            "head": st.column_config.TextColumn("head", help="Layer and head."),
-            "contribution": st.column_config.ProgressColumn(
-                "contribution", min_value=0, max_value=1, format="%.4f", help="Share of the node after attention, before the threshold."
-            ),
-            "drawn": st.column_config.NumberColumn(
-                "drawn", format="%.4f", help="Weight in the graph, renormalised if that is on; empty when at or below the threshold."
-            ),
-        },
-    )
+    if report.key == "attention":
+        drawn = edge.heads if edge is not None else {}
+        at = heads.Heads(destination.layer, destination.position, source.position, report.heads, drawn=drawn)
+        heads.show(service, explanation, at, _normalize())
+    elif report.key == "ffn":
+        neurons.show(service, explanation, destination.layer, destination.position, _normalize())
+    else:
+        st.caption("What the token kept of itself: no head and no neuron is on this edge. Click one of its ends to read it in words.")
 
 
 def _names(edge: Edge) -> tuple[str, str]:
@@ -180,5 +164,4 @@ def _how_drawn(graph: FlowGraph, edge: Edge | None, report: EdgeReport) -> str:
 
 
 def _title(text: str, position: int, place: str) -> None:
-    code = visible(text).replace("`", "\u02cb")
-    st.markdown(f"#### `{code}` :small[:gray[token {position} · {place}]]")
+    st.markdown(f"#### `{token_tables.code(text)}` :small[:gray[token {position} · {place}]]")

@@ -23,7 +23,13 @@ from llm_tt.engine.messages import (
     EdgeReport,
     ExplainPrediction,
     Explanation,
+    HeadReport,
+    HeadsReport,
     InspectEdge,
+    InspectHead,
+    InspectHeads,
+    InspectNeuron,
+    InspectNeurons,
     InspectNode,
     ListLoaded,
     LoadedModel,
@@ -33,6 +39,8 @@ from llm_tt.engine.messages import (
     MemoryReport,
     ModelFacts,
     ModelKey,
+    NeuronReport,
+    NeuronsReport,
     NodeReport,
     Question,
     ReadHeads,
@@ -109,6 +117,14 @@ class LocalEngine:
     @overload
     def answer(self, question: CheckTrace, progress: Progress = silent) -> TraceCheck: ...
     @overload
+    def answer(self, question: InspectHeads, progress: Progress = silent) -> HeadsReport: ...
+    @overload
+    def answer(self, question: InspectHead, progress: Progress = silent) -> HeadReport: ...
+    @overload
+    def answer(self, question: InspectNeurons, progress: Progress = silent) -> NeuronsReport: ...
+    @overload
+    def answer(self, question: InspectNeuron, progress: Progress = silent) -> NeuronReport: ...
+    @overload
     def answer(self, question: MeasureTuning, progress: Progress = silent) -> TuningReport: ...
     @overload
     def answer(self, question: LookAt, progress: Progress = silent) -> Place: ...
@@ -149,6 +165,14 @@ class LocalEngine:
                     return self._read_heads(question, progress)
                 case CheckTrace():
                     return self._check_trace(question, progress)
+                case InspectHeads():
+                    return _inspect_heads(question, self._traced(question.trace, progress).trace)
+                case InspectHead():
+                    return _inspect_head(question, self._traced(question.trace, progress).trace)
+                case InspectNeurons():
+                    return _inspect_neurons(question, self._traced(question.trace, progress).trace)
+                case InspectNeuron():
+                    return _inspect_neuron(question, self._traced(question.trace, progress).trace)
 
     def submit(self, question: Question) -> str:
         """Answer in the background; the id of the job."""
@@ -380,3 +404,74 @@ def _inspect_edge(question: InspectEdge, trace: Trace) -> EdgeReport:
     else:
         raise RequestError(f'There is no {question.key} edge from "{question.source}" to "{question.destination}" in a transformer.')
     return EdgeReport(question.source, question.destination, question.key, contribution, heads)
+
+
+def _inspect_heads(question: InspectHeads, trace: Trace) -> HeadsReport:
+    from llm_tt.flow.heads import head_shares
+
+    layer, position = trace.layer(question.layer), trace.position(question.position)
+    return HeadsReport(layer, position, tuple(head_shares(trace, layer, position)))
+
+
+def _inspect_head(question: InspectHead, trace: Trace) -> HeadReport:
+    from llm_tt.flow.contributions import attention_contributions
+    from llm_tt.flow.heads import attention_map, contribution_map, head_outputs, map_window
+    from llm_tt.lens.vocabulary import promoted_and_suppressed
+
+    head, layer, position = question.head, trace.layer(question.layer), trace.position(question.position)
+    source = None if question.source is None else trace.position(question.source)
+    rows, columns = map_window(trace, layer, position, source)
+    attention = attention_map(trace, layer, head, rows, columns)
+    contributions = contribution_map(trace, layer, head, rows, columns)
+    edges = attention_contributions(trace, layer, [position]).edges[0]
+    edges = edges if source is None else edges[source]
+    outputs = head_outputs(trace, layer, position, source)
+    promoted, suppressed = promoted_and_suppressed(
+        trace.model,
+        outputs.sum(0) if head is None else outputs[head],
+        trace.blocks[layer].resid_mid[position],
+        question.n_effects,
+        question.normalize,
+    )
+    return HeadReport(
+        layer=layer,
+        head=head,
+        position=position,
+        source=source,
+        rows=(rows.start, rows.stop),
+        columns=(columns.start, columns.stop),
+        attention=attention.numpy(),
+        contributions=contributions.numpy(),
+        contribution=float((edges if head is None else edges[..., head]).sum()),
+        promoted=promoted,
+        suppressed=suppressed,
+    )
+
+
+def _inspect_neurons(question: InspectNeurons, trace: Trace) -> NeuronsReport:
+    from llm_tt.flow.contributions import neuron_shares, neurons_at
+
+    layer, position = trace.layer(question.layer), trace.position(question.position)
+    row = neurons_at(trace, layer, position)
+    return NeuronsReport(
+        layer=layer,
+        position=position,
+        neurons=tuple(neuron_shares(trace, layer, position, question.k)),
+        n_neurons=len(row.activations),
+        n_active=int(row.activations.count_nonzero()),
+        total=float(row.contributions.sum()),
+    )
+
+
+def _inspect_neuron(question: InspectNeuron, trace: Trace) -> NeuronReport:
+    from llm_tt.flow.contributions import neuron_direction, neuron_share
+    from llm_tt.lens.vocabulary import promoted_and_suppressed
+
+    layer, position = trace.layer(question.layer), trace.position(question.position)
+    direction = neuron_direction(trace, layer, position, question.neuron)
+    share, whole = neuron_share(trace, layer, position, question.neuron), trace.blocks[layer].resid_post[position]
+    added, bare = (
+        promoted_and_suppressed(trace.model, part, whole, question.n_effects, question.normalize)
+        for part in (share.activation * direction, direction)
+    )
+    return NeuronReport(share, position, *added, *bare)

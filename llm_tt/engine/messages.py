@@ -15,6 +15,7 @@ from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
 from llm_tt.flow.head_roles import HeadRoles
+from llm_tt.flow.shares import HeadShare, NeuronShare
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place
@@ -96,6 +97,52 @@ class CheckTrace:
 
 
 @dataclass(frozen=True)
+class InspectHeads:
+    """What every head of a layer contributes at a token, from all sources together."""
+
+    trace: TraceKey
+    layer: int
+    position: int
+
+
+@dataclass(frozen=True)
+class InspectHead:
+    """Where a head looks, and what it writes at a token.
+
+    `head` None: all heads of the layer, their mean attention, the sum of the rest. `source`: only what comes from that token, or None for all."""
+
+    trace: TraceKey
+    layer: int
+    head: int | None
+    position: int
+    source: int | None = None
+    n_effects: int = 15
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
+class InspectNeurons:
+    """The neurons of an FFN that contribute most at a token."""
+
+    trace: TraceKey
+    layer: int
+    position: int
+    k: int = 20
+
+
+@dataclass(frozen=True)
+class InspectNeuron:
+    """What a neuron writes at a token."""
+
+    trace: TraceKey
+    layer: int
+    position: int
+    neuron: int
+    n_effects: int = 15
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
 class MeasureTuning:
     """What an adapter, or a tuned checkpoint whose configuration names its base, changes in the weights. Loads no model."""
 
@@ -124,7 +171,20 @@ class ListLoaded:
 
 
 Question = (
-    LoadModel | ExplainPrediction | InspectNode | InspectEdge | ReadHeads | CheckTrace | MeasureTuning | LookAt | AddModel | ListLoaded
+    LoadModel
+    | ExplainPrediction
+    | InspectNode
+    | InspectEdge
+    | ReadHeads
+    | CheckTrace
+    | MeasureTuning
+    | LookAt
+    | AddModel
+    | ListLoaded
+    | InspectHeads
+    | InspectHead
+    | InspectNeurons
+    | InspectNeuron
 )
 
 
@@ -199,6 +259,65 @@ class TraceCheck:
     """what the check at load allows in this precision"""
 
 
+@dataclass(frozen=True)
+class HeadsReport:
+    """The answer to `InspectHeads`."""
+
+    layer: int
+    position: int
+    heads: tuple[HeadShare, ...]
+    """by falling contribution"""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadReport:
+    """The answer to `InspectHead`. Maps have a row for each target token and a column for each source token of their windows."""
+
+    layer: int
+    head: int | None
+    position: int
+    source: int | None
+    rows: tuple[int, int]
+    """[start, stop): the target tokens of the maps; of a long prompt those around the position"""
+    columns: tuple[int, int]
+    attention: npt.NDArray[np.float32]
+    contributions: npt.NDArray[np.float32]
+    contribution: float
+    """of what is looked at, to the node after attention"""
+    promoted: TokenTable
+    """by what the head writes at the position, from the source or from all tokens"""
+    suppressed: TokenTable
+
+
+@dataclass(frozen=True)
+class NeuronsReport:
+    """The answer to `InspectNeurons`."""
+
+    layer: int
+    position: int
+    neurons: tuple[NeuronShare, ...]
+    """by falling contribution"""
+    n_neurons: int
+    n_active: int
+    """whose activation is not 0"""
+    total: float
+    """contribution of all neurons together"""
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronReport:
+    """The answer to `InspectNeuron`."""
+
+    share: NeuronShare
+    position: int
+    promoted: TokenTable
+    """by activation times output: what the neuron adds at this token"""
+    suppressed: TokenTable
+    direction_promoted: TokenTable
+    """by the output alone, as for an activation of 1"""
+    direction_suppressed: TokenTable
+
+
 @dataclass(frozen=True, eq=False)
 class AddedModel:
     """The answer to `AddModel`."""
@@ -244,4 +363,19 @@ class MemoryReport:
     memory: tuple[DeviceMemory, ...]
 
 
-Answer = ModelFacts | Explanation | NodeReport | EdgeReport | HeadRoles | TraceCheck | TuningReport | Place | AddedModel | MemoryReport
+Answer = (
+    ModelFacts
+    | Explanation
+    | NodeReport
+    | EdgeReport
+    | HeadRoles
+    | TraceCheck
+    | TuningReport
+    | Place
+    | AddedModel
+    | MemoryReport
+    | HeadsReport
+    | HeadReport
+    | NeuronsReport
+    | NeuronReport
+)

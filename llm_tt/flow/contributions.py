@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from llm_tt.errors import RequestError
+from llm_tt.flow.shares import NeuronShare
 from llm_tt.models.transparent_llm import Trace
 
 _Row = TypeVar("_Row")
@@ -99,6 +100,29 @@ def ffn_contributions(trace: Trace, layer: int, positions: Sequence[int] | None 
     return FfnContributions(layer, tuple(wanted), shares[:, 0], shares[:, 1])
 
 
+@dataclass(frozen=True, eq=False)
+class NeuronRow:
+    """The neurons of one FFN at one token, float32 on the CPU; their names: `trace.model.info.ffn[layer].name(n)`."""
+
+    activations: Tensor
+    """[N]: what multiplies a neuron's row of W_out; 0 in experts that the token is not sent to"""
+    contributions: Tensor
+    """[N]: to the residual stream after the FFN, among all neurons and the stream before it"""
+
+
+def neurons_at(trace: Trace, layer: int, position: int) -> NeuronRow:
+    """Activations and contributions of single neurons; kept with the trace.
+
+    Raises:
+        RequestError: no such layer or position, or a layer whose neurons cannot be shown.
+    """
+    layer, position = trace.layer(layer), trace.position(position)
+    shapes = trace.model.info.ffn
+    if shapes and not shapes[layer].n_neurons:
+        raise RequestError(f"The FFN of layer {layer} is shown as one block: its neurons cannot be told apart in {trace.model.info.name}.")
+    return table_of(trace).neurons(trace, layer, position)
+
+
 def neuron_contributions(trace: Trace, layer: int, position: int) -> Tensor:
     """[N] float32 on the CPU: contributions of single neurons to the residual stream after the FFN, among all neurons and the residual
     stream before it, so that together they sum to at most 1. N and the neurons' names: `trace.model.info.ffn[layer]`; in a mixture of experts
@@ -107,24 +131,56 @@ def neuron_contributions(trace: Trace, layer: int, position: int) -> Tensor:
     Raises:
         RequestError: no such layer or position, or a layer whose neurons cannot be shown.
     """
+    return neurons_at(trace, layer, position).contributions.clone()
+
+
+def neuron_shares(trace: Trace, layer: int, position: int, k: int = 20) -> list[NeuronShare]:
+    """The k neurons that contribute most to the residual stream after the FFN at a token, the largest first.
+
+    Raises:
+        RequestError: no such layer or position, or a layer whose neurons cannot be shown.
+    """
+    layer, row = trace.layer(layer), neurons_at(trace, layer, position)
+    top = row.contributions.argsort(descending=True, stable=True)[: max(k, 0)].tolist()
+    return [_neuron_share(trace, layer, row, neuron) for neuron in top]
+
+
+def neuron_share(trace: Trace, layer: int, position: int, neuron: int) -> NeuronShare:
+    """Activation and contribution of one neuron at a token.
+
+    Raises:
+        RequestError: no such layer, position or neuron, or a layer whose neurons cannot be shown.
+    """
+    layer, row = trace.layer(layer), neurons_at(trace, layer, position)
+    _require_neuron(layer, row, neuron)
+    return _neuron_share(trace, layer, row, neuron)
+
+
+def _neuron_share(trace: Trace, layer: int, row: NeuronRow, neuron: int) -> NeuronShare:
+    shapes = trace.model.info.ffn
+    name = shapes[layer].name(neuron) if shapes else f"neuron {neuron}"
+    return NeuronShare(layer, neuron, name, float(row.activations[neuron]), float(row.contributions[neuron]))
+
+
+def _require_neuron(layer: int, row: NeuronRow, neuron: int) -> None:
+    n_neurons = len(row.activations)
+    if not 0 <= neuron < n_neurons:
+        raise RequestError(f"Neuron {neuron} does not exist: the FFN of layer {layer} has {n_neurons} neurons, 0 to {n_neurons - 1}.")
+
+
+def neuron_direction(trace: Trace, layer: int, position: int, neuron: int) -> Tensor:
+    """[d] float32: what a neuron adds to the residual stream at a token for each unit of its activation: its row of W_out, times what a norm or
+    a factor behind the FFN makes of it there.
+
+    Raises:
+        RequestError: no such layer, position or neuron, or a layer whose neurons cannot be shown.
+    """
     layer, position = trace.layer(layer), trace.position(position)
-    block, model = trace.blocks[layer], trace.model
-    shapes = model.info.ffn
-    if shapes and not shapes[layer].n_neurons:
-        raise RequestError(f"The FFN of layer {layer} is shown as one block: its neurons cannot be told apart in {model.info.name}.")
+    block = trace.blocks[layer]
+    _require_neuron(layer, neurons_at(trace, layer, position), neuron)
     with torch.inference_mode():
-        activations = model.neurons(layer, trace.ffn_input(layer)[position : position + 1]).activations[0]
-        active = activations.nonzero(as_tuple=True)[0]
-        weight = model.neuron_output(layer, None if len(active) == len(activations) else active)
-        whole = block.resid_post[position].float().to(weight.device)
-        factor = None if block.ffn_norm is None else block.ffn_norm.rows([position]).to(weight.device)
-        every = torch.arange(len(weight), device=weight.device)
-        shares = scaled_proximity(weight, activations[active].to(weight.device), whole[None], every, torch.zeros_like(every), factor)
-        total = shares.sum() + proximity(block.resid_mid[position].float().to(weight.device), whole)
-        neurons = torch.zeros(len(activations))
-        if total > 0:
-            neurons[active.cpu()] = (shares / total).cpu()
-        return neurons
+        row = trace.model.neuron_output(layer, torch.tensor([neuron]))[0]
+        return row if block.ffn_norm is None else row * block.ffn_norm.rows([position])[0].to(row.device)
 
 
 def proximity(parts: Tensor, whole: Tensor) -> Tensor:
@@ -170,14 +226,20 @@ class ContributionTable:
         self._lock = threading.Lock()
         self._attention: dict[tuple[int, int], AttentionRow] = {}
         self._ffn: dict[tuple[int, int], tuple[float, float]] = {}
+        self._neurons: dict[tuple[int, int], NeuronRow] = {}
 
     @property
     def nbytes(self) -> int:
         with self._lock:
-            return sum(row.edges.nbytes for row in self._attention.values())
+            neurons = sum(row.activations.nbytes + row.contributions.nbytes for row in self._neurons.values())
+            return neurons + sum(row.edges.nbytes for row in self._attention.values())
 
-    def attention(self, trace: Trace, layer: int, positions: Sequence[int]) -> list[AttentionRow]:
-        return self._rows(self._attention, _attention_rows, trace, layer, positions)
+    def attention(self, trace: Trace, layer: int, positions: Sequence[int], keep: bool = True) -> list[AttentionRow]:
+        """keep: whether rows that are computed now are for later, too."""
+        return self._rows(self._attention if keep else dict(self._attention), _attention_rows, trace, layer, positions)
+
+    def neurons(self, trace: Trace, layer: int, position: int) -> NeuronRow:
+        return self._rows(self._neurons, _neuron_rows, trace, layer, [position])[0]
 
     def ffn(self, trace: Trace, layer: int, positions: Sequence[int]) -> list[tuple[float, float]]:
         """(FFN block, residual) for each position."""
@@ -218,6 +280,27 @@ def _ffn_rows(trace: Trace, layer: int, positions: list[int]) -> list[tuple[floa
         total = ffn + residual
         total = torch.where(total > 0, total, 1.0)
         return list(zip((ffn / total).tolist(), (residual / total).tolist(), strict=True))
+
+
+def _neuron_rows(trace: Trace, layer: int, positions: list[int]) -> list[NeuronRow]:
+    return [_neuron_row(trace, layer, position) for position in positions]
+
+
+def _neuron_row(trace: Trace, layer: int, position: int) -> NeuronRow:
+    block, model = trace.blocks[layer], trace.model
+    with torch.inference_mode():
+        activations = model.neurons(layer, trace.ffn_input(layer)[position : position + 1]).activations[0]
+        active = activations.nonzero(as_tuple=True)[0]
+        weight = model.neuron_output(layer, None if len(active) == len(activations) else active)
+        whole = block.resid_post[position].float().to(weight.device)
+        factor = None if block.ffn_norm is None else block.ffn_norm.rows([position]).to(weight.device)
+        every = torch.arange(len(weight), device=weight.device)
+        shares = scaled_proximity(weight, activations[active].to(weight.device), whole[None], every, torch.zeros_like(every), factor)
+        total = shares.sum() + proximity(block.resid_mid[position].float().to(weight.device), whole)
+        contributions = torch.zeros(len(activations))
+        if total > 0:
+            contributions[active.cpu()] = (shares / total).cpu()
+        return NeuronRow(activations.float().cpu(), contributions)
 
 
 def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[AttentionRow]:

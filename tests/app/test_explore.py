@@ -129,8 +129,10 @@ def test_a_selected_edge_shows_its_heads(start: Start, trace: llm_tt.Trace) -> N
     at.session_state["selection"] = {"type": "edge", "key": "attention", "from": source, "to": destination}
     table = answered(at).dataframe[1].value
     contributions = llm_tt.attention_contributions(trace, edge.layer, [edge.destination]).edges[0, edge.source]
-    assert sorted(table["contribution"]) == pytest.approx(sorted(contributions.tolist()), abs=1e-6)
-    assert table["drawn"].dropna().tolist() == pytest.approx(list(edge.heads.values()), abs=1e-6)
+    assert table["head"][0] == "all heads"
+    shares = [float(contributions.sum()), *sorted(contributions.tolist(), reverse=True)]
+    assert table["contribution"].tolist() == pytest.approx(shares, abs=1e-6)
+    assert table["drawn"].dropna().tolist() == pytest.approx([edge.weight, *edge.heads.values()], abs=1e-6)
 
 
 def test_another_target_and_a_new_prompt_that_forgets_it(start: Start, trace: llm_tt.Trace) -> None:

@@ -98,9 +98,11 @@ def test_clicking_an_edge_shows_its_heads(page: ExplorePage, trace: llm_tt.Trace
     expect(page.page.get_by_text("attention edge")).to_be_visible()
     layer, position = map(int, re.findall(r"\d+", destination))
     contributions = llm_tt.attention_contributions(trace, layer, [position]).edges[0, int(source.split("_")[1])]
-    assert [float(cell) for cell in page.cells(1, 1)] == pytest.approx(sorted(contributions.tolist(), reverse=True), abs=1e-4)
+    assert [float(cell) for cell in page.cells(1, 1)] == pytest.approx(
+        [float(contributions.sum()), *sorted(contributions.tolist(), reverse=True)], abs=1e-4
+    )
     drawn = [float(cell) for cell in page.cells(1, 2) if cell]
-    assert drawn == pytest.approx(sorted(heads.values(), reverse=True), abs=1e-4)
+    assert drawn == pytest.approx([sum(heads.values()), *sorted(heads.values(), reverse=True)], abs=1e-4)
     screenshot(page, "edge")
 
 

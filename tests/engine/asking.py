@@ -13,6 +13,10 @@ import pytest
 from llm_tt.engine.messages import (
     ExplainPrediction,
     InspectEdge,
+    InspectHead,
+    InspectHeads,
+    InspectNeuron,
+    InspectNeurons,
     InspectNode,
     LoadModel,
     ModelKey,
@@ -37,6 +41,11 @@ def questions(trace: TraceKey) -> list[Question]:
         *(InspectNode(trace, node) for node in ("X0_1", "A1_2", "M2_3", "I0_0")),
         InspectEdge(trace, "X0_0", "A0_2", "attention"),
         InspectEdge(trace, "A1_2", "M1_2", "ffn"),
+        InspectHeads(trace, 1, 3),
+        InspectHead(trace, 0, 2, 3),
+        InspectHead(trace, 2, None, -1, source=1),
+        InspectNeurons(trace, 1, 2),
+        InspectNeuron(trace, 0, 3, 5),
     ]
 
 

@@ -1,0 +1,207 @@
+"""The heads of a node or an edge, by contribution; of one head, or of all together: attention map, contribution map, and words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from app import session
+from app.panels import token_tables
+from app.session import Service
+from llm_tt.engine.messages import Explanation, HeadReport, InspectHead, InspectHeads
+from llm_tt.text import visible
+
+# Dark to light through blue and yellow, told apart with every kind of colour vision and on both themes.
+_COLORS = "Cividis"
+_MARK = "#E69F00"
+_LABEL_LENGTH = 16
+_TABLE_HEIGHT = 248
+_CHART = {"displayModeBar": False}
+
+_Map = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What the panel is about: a layer's attention at a token, or the part of it that comes from one source token."""
+
+    layer: int
+    position: int
+    source: int | None
+    shares: Sequence[tuple[int, float]]
+    """(head, contribution) by falling contribution"""
+    drawn: Mapping[int, float] | None = None
+    """for an edge: weights in the graph"""
+    mostly_from: Sequence[int] | None = None
+    """for a node: the source token from which most comes, as `shares`"""
+
+
+def of_node(service: Service, explanation: Explanation, layer: int, position: int) -> Heads:
+    """All heads of a layer at a token, whatever token they bring."""
+    report = service.engine.answer(InspectHeads(explanation.trace, layer, position))
+    shares = [(share.head, share.contribution) for share in report.heads]
+    return Heads(layer, position, None, shares, mostly_from=[share.source for share in report.heads])
+
+
+def show(service: Service, explanation: Explanation, heads: Heads, normalize: bool) -> None:
+    """The table; below it the selected head."""
+    chosen = _table(explanation, heads)
+    question = InspectHead(explanation.trace, heads.layer, chosen, heads.position, heads.source, normalize=normalize)
+    report = service.engine.answer(question)
+    texts = explanation.graph.token_texts
+    _title(report, texts)
+    if session.dialog() == "maps":
+        _maps_dialog(report, texts)
+    kinds = ("Attention", "Contribution", "Promoted and suppressed")
+    attention, contribution, words = st.tabs(kinds)
+    with attention:
+        st.plotly_chart(heatmap(report, texts, "attention"), width="stretch", key="attention_map", config=_CHART)
+    with contribution:
+        st.plotly_chart(heatmap(report, texts, "contribution"), width="stretch", key="contribution_map", config=_CHART)
+    with words:
+        st.caption(_written(report, texts, normalize))
+        token_tables.promoted_and_suppressed(report.promoted, report.suppressed)
+    st.button(
+        "Full width",
+        icon=":material/open_in_full:",
+        key="open_maps",
+        help="Open both maps side by side, large enough to read every token.",
+        on_click=session.open_dialog,
+        args=("maps",),
+    )
+
+
+def _table(explanation: Explanation, heads: Heads) -> int | None:
+    """Draw the heads; the selected one, None for all of them together."""
+    total = sum(share for _, share in heads.shares)
+    columns: dict[str, list[object]] = {
+        "head": ["all heads", *(f"L{heads.layer} H{head}" for head, _ in heads.shares)],
+        "contribution": [total, *(share for _, share in heads.shares)],
+    }
+    if heads.drawn is not None:
+        columns["drawn"] = [sum(heads.drawn.values()) or None, *(heads.drawn.get(head) for head, _ in heads.shares)]
+    if heads.mostly_from is not None:
+        texts = explanation.graph.token_texts
+        columns["from"] = [None, *(f"{visible(texts[source])} ({source})" for source in heads.mostly_from)]
+    state = st.dataframe(
+        pd.DataFrame(columns),
+        hide_index=True,
+        height="auto" if len(heads.shares) <= 6 else _TABLE_HEIGHT,
+        placeholder="",
+        key=f"heads_{heads.layer}_{heads.position}_{heads.source}",
+        on_select="rerun",
+        selection_mode="single-row",
+        column_config={
+            "head": st.column_config.TextColumn("head", help="Layer and head. Select a row, by the box at its left, to look into a head."),
+            "contribution": st.column_config.ProgressColumn(
+                "contribution",
+                min_value=0,
+                max_value=1,
+                format="%.4f",
+                color="blue",
+                help="Share of the node after attention, before the threshold.",
+            ),
+            "drawn": st.column_config.NumberColumn(
+                "drawn", format="%.4f", help="Weight in the graph, renormalised if that is on; empty when at or below the threshold."
+            ),
+            "from": st.column_config.TextColumn("mostly from", help="The token (and its position) from which the head brings most."),
+        },
+    )
+    selected = state.selection.rows if state is not None else []  # type: ignore[union-attr]
+    if not selected or not 0 < selected[0] <= len(heads.shares):
+        st.caption("Select a row to look into one head; below are all heads together.")
+        return None
+    return heads.shares[selected[0] - 1][0]
+
+
+def _title(report: HeadReport, texts: Sequence[str]) -> None:
+    name = "All heads" if report.head is None else f"L{report.layer} H{report.head}"
+    source = "" if report.source is None else f" from `{token_tables.code(texts[report.source])}`"
+    st.markdown(f"**{name}**{source} · contribution **{report.contribution:.4f}**")
+
+
+def _written(report: HeadReport, texts: Sequence[str], normalize: bool) -> str:
+    who = "the heads of this layer write together" if report.head is None else f"head {report.head} writes"
+    where = "" if report.source is None else f" when it reads `{token_tables.code(texts[report.source])}`"
+    held = ", with the norm's scale held fixed" if normalize else ""
+    return f"What {who} at `{token_tables.code(texts[report.position])}`{where}, as change of each token's score{held}."
+
+
+@st.dialog("Where heads look, and what they contribute", width="large", icon=":material/grid_on:", on_dismiss=session.close_dialog)
+def _maps_dialog(report: HeadReport, texts: Sequence[str]) -> None:
+    _title(report, texts)
+    for column, kind in zip(st.columns(2), ("attention", "contribution"), strict=True):
+        with column:
+            st.markdown(f"**{kind.capitalize()}**")
+            st.plotly_chart(heatmap(report, texts, kind, 640), width="stretch", key=f"wide_{kind}_map", config=_CHART)
+
+
+def heatmap(report: HeadReport, texts: Sequence[str], kind: str, height: int = 380) -> go.Figure:
+    """Targets downwards, sources to the right; what would be the future is left empty; the target's row is framed."""
+    shown, other, other_name = (
+        (report.attention, report.contributions, "contribution")
+        if kind == "attention"
+        else (report.contributions, report.attention, "attention")
+    )
+    rows, columns = range(*report.rows), range(*report.columns)
+    future = np.array(columns)[None] > np.array(rows)[:, None]
+    values = np.where(future, np.nan, shown).astype(np.float32)
+    top = float(np.nanmax(values)) if (~future).any() else 0.0
+    figure = go.Figure(
+        go.Heatmap(
+            x=[label(texts[position], position) for position in columns],
+            y=[label(texts[position], position) for position in rows],
+            z=values,
+            customdata=other,
+            zmin=0,
+            # Plotly takes the lower end of a scale only together with the upper one.
+            zmax=top or 1.0,
+            colorscale=_COLORS,
+            colorbar={"thickness": 10, "len": 0.9},
+            hovertemplate="from %{x} to %{y}: %{z:.3f}<br>" + other_name + " %{customdata:.3f}<extra></extra>",
+            hoverongaps=False,
+        )
+    )
+    figure.update_layout(
+        height=height,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis={"type": "category", "showgrid": False, "tickangle": -60, "title": {"text": _axis("from", columns, texts)}},
+        yaxis={
+            "type": "category",
+            "showgrid": False,
+            "autorange": "reversed",
+            "title": {"text": _axis("to", rows, texts)},
+        },
+        plot_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor="rgba(0,0,0,0)",
+    )
+    if report.position in rows:
+        row = rows.index(report.position)
+        figure.add_shape(
+            type="rect",
+            x0=-0.5,
+            x1=len(columns) - 0.5,
+            y0=row - 0.5,
+            y1=row + 0.5,
+            line={"color": _MARK, "width": 2},
+            name="target",
+        )
+    return figure
+
+
+def label(text: str, position: int) -> str:
+    """A token on an axis, one label a position. Plotly reads some HTML in labels, and Unicode's marks of direction would turn the line around."""
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in visible(text))
+    shown = shown if len(shown) <= _LABEL_LENGTH else shown[: _LABEL_LENGTH - 1] + "…"
+    return f"{escape(shown, quote=False)}<sub>{position}</sub>"
+
+
+def _axis(name: str, window: range, texts: Sequence[str]) -> str:
+    return name if len(window) == len(texts) else f"{name} (tokens {window.start} to {window.stop - 1} of {len(texts)})"
