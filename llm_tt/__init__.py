@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from llm_tt.flow.contributions import attention_contributions, ffn_contributions, neuron_contributions
     from llm_tt.flow.graph import FlowGraph
     from llm_tt.flow.routes import extract_routes
+    from llm_tt.lens.direct_effects import DirectEffects
+    from llm_tt.lens.effects import direct_effects, neuron_effects
     from llm_tt.models import load_model
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
     from llm_tt.text import ChatMessage, Prompt
@@ -23,6 +25,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AppConfig": "llm_tt.config",
     "ChatMessage": "llm_tt.text",
+    "DirectEffects": "llm_tt.lens.direct_effects",
     "FlowGraph": "llm_tt.flow.graph",
     "LlmTtError": "llm_tt.errors",
     "ModelInfo": "llm_tt.models.transparent_llm",
@@ -32,17 +35,20 @@ _HOME = {
     "TransparentLlm": "llm_tt.models.transparent_llm",
     "TuningReport": "llm_tt.analysis.tuning_report",
     "attention_contributions": "llm_tt.flow.contributions",
+    "direct_effects": "llm_tt.lens.effects",
     "extract_routes": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
     "load_config": "llm_tt.config",
     "load_model": "llm_tt.models",
     "neuron_contributions": "llm_tt.flow.contributions",
+    "neuron_effects": "llm_tt.lens.effects",
     "tuning_report": "llm_tt.analysis.tuning",
 }
 
 __all__ = [
     "AppConfig",
     "ChatMessage",
+    "DirectEffects",
     "FlowGraph",
     "LlmTtError",
     "ModelInfo",
@@ -52,11 +58,13 @@ __all__ = [
     "TransparentLlm",
     "TuningReport",
     "attention_contributions",
+    "direct_effects",
     "extract_routes",
     "ffn_contributions",
     "load_config",
     "load_model",
     "neuron_contributions",
+    "neuron_effects",
     "tuning_report",
 ]
 

@@ -11,6 +11,7 @@ from typing import Literal
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
+from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Token
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import ModelInfo
 from llm_tt.models.places import Place
@@ -62,6 +63,8 @@ class InspectNode:
     n_top: int = 30
     n_effects: int = 15
     normalize: bool = True
+    logit: LogitQuestion | None = None
+    """also tell the node's direct effect on this"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,22 @@ class InspectEdge:
     source: str
     destination: str
     key: EdgeKey
+    logit: LogitQuestion | None = None
+    """also tell the edge's direct effect on this"""
+
+
+@dataclass(frozen=True)
+class ExplainLogit:
+    """What each part adds to the logit of a token after the target (None: of the model's first choice), or to how far it is above another's."""
+
+    trace: TraceKey
+    target: int = -1
+    token: Token | None = None
+    contrast: Token | None = None
+
+    @property
+    def logit(self) -> LogitQuestion:
+        return LogitQuestion(self.target, self.token, self.contrast)
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,7 @@ class ListLoaded:
     """Which models are in memory, and how much of it there is."""
 
 
-Question = LoadModel | ExplainPrediction | InspectNode | InspectEdge | MeasureTuning | LookAt | AddModel | ListLoaded
+Question = LoadModel | ExplainPrediction | InspectNode | InspectEdge | ExplainLogit | MeasureTuning | LookAt | AddModel | ListLoaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +162,9 @@ class NodeReport:
     """the block whose output the effects below are; None for a token embedding"""
     promoted: TokenTable | None
     suppressed: TokenTable | None
+    effect: float | None = None
+    """direct effect of the block's output, or of the token embedding, on the logit asked about; None without such a question, and for nodes
+    of other positions than its target, which have none"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +178,11 @@ class EdgeReport:
     """of the whole edge, neither cut nor renormalised"""
     heads: tuple[tuple[int, float], ...]
     """(head, contribution) by falling contribution; attention edges only"""
+    effect: float | None = None
+    """direct effect of the whole edge on the logit asked about; None without such a question, and for edges into other positions than its
+    target, which have none"""
+    head_effects: tuple[float, ...] | None = None
+    """the same of each of `heads`"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,4 +230,4 @@ class MemoryReport:
     memory: tuple[DeviceMemory, ...]
 
 
-Answer = ModelFacts | Explanation | NodeReport | EdgeReport | TuningReport | Place | AddedModel | MemoryReport
+Answer = ModelFacts | Explanation | NodeReport | EdgeReport | DirectEffects | TuningReport | Place | AddedModel | MemoryReport

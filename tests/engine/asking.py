@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llm_tt.engine.messages import (
+    ExplainLogit,
     ExplainPrediction,
     InspectEdge,
     InspectNode,
@@ -37,6 +38,7 @@ def questions(trace: TraceKey) -> list[Question]:
         *(InspectNode(trace, node) for node in ("X0_1", "A1_2", "M2_3", "I0_0")),
         InspectEdge(trace, "X0_0", "A0_2", "attention"),
         InspectEdge(trace, "A1_2", "M1_2", "ffn"),
+        ExplainLogit(trace, token=5, contrast=9),
     ]
 
 
