@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from llm_tt.flow.heads import attention_map, contribution_map, head_outputs, head_shares
     from llm_tt.flow.propagation import flow_over_sources, propagate
     from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
+    from llm_tt.lens.direct_effects import DirectEffects
+    from llm_tt.lens.effects import direct_effects, neuron_effects
     from llm_tt.models import load_model
     from llm_tt.models.identities import reconstruction_errors
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AppConfig": "llm_tt.config",
     "ChatMessage": "llm_tt.text",
+    "DirectEffects": "llm_tt.lens.direct_effects",
     "FlowGraph": "llm_tt.flow.graph",
     "HeadRoles": "llm_tt.flow.head_roles",
     "LlmTtError": "llm_tt.errors",
@@ -46,6 +49,7 @@ _HOME = {
     "attention_contributions": "llm_tt.flow.contributions",
     "attention_map": "llm_tt.flow.heads",
     "contribution_map": "llm_tt.flow.heads",
+    "direct_effects": "llm_tt.lens.effects",
     "extract_routes": "llm_tt.flow.routes",
     "extract_routes_by_mass": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
@@ -57,6 +61,7 @@ _HOME = {
     "load_model": "llm_tt.models",
     "neuron_contributions": "llm_tt.flow.contributions",
     "neuron_direction": "llm_tt.flow.contributions",
+    "neuron_effects": "llm_tt.lens.effects",
     "neuron_shares": "llm_tt.flow.contributions",
     "neurons_at": "llm_tt.flow.contributions",
     "propagate": "llm_tt.flow.propagation",
@@ -67,6 +72,7 @@ _HOME = {
 __all__ = [
     "AppConfig",
     "ChatMessage",
+    "DirectEffects",
     "FlowGraph",
     "HeadRoles",
     "LlmTtError",
@@ -79,6 +85,7 @@ __all__ = [
     "attention_contributions",
     "attention_map",
     "contribution_map",
+    "direct_effects",
     "extract_routes",
     "extract_routes_by_mass",
     "ffn_contributions",
@@ -90,6 +97,7 @@ __all__ = [
     "load_model",
     "neuron_contributions",
     "neuron_direction",
+    "neuron_effects",
     "neuron_shares",
     "neurons_at",
     "propagate",

@@ -1,4 +1,5 @@
-"""The `llm-tt` command: `routes` prints or saves the graph of a prompt, `check` says whether a model can be trusted here."""
+"""The `llm-tt` command: `routes` prints or saves the graph of a prompt, `effects` prints what speaks for and against a token, `check` says whether
+a model can be trusted here."""
 
 from __future__ import annotations
 
@@ -66,6 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(routes)
     routes.set_defaults(run=_routes)
 
+    effects = commands.add_parser("effects", help="what raises and what lowers a token's logit, or its lead over another token")
+    effects.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
+    effects.add_argument("prompt", metavar="PROMPT", help='the text; "-" reads it from standard input')
+    effects.add_argument(
+        "--target", type=int, default=-1, help="position of the token whose prediction is explained (default -1, the last)"
+    )
+    effects.add_argument("--token", metavar="TEXT", help='the token to explain, as " Mary" or id:42 (default: the model\'s first choice)')
+    effects.add_argument("--contrast", metavar="TEXT", help="why that token and not this one: explain the difference of their logits")
+    effects.add_argument("--json", action="store_true", help="print the effects of all parts as JSON, heads by the token they read")
+    _add_model_options(effects)
+    effects.set_defaults(run=_effects)
+
     check = commands.add_parser("check", help="whether a model can be trusted here, and what its tuning changed")
     check.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
     check.add_argument("--base", metavar="BASE", help='the model it was tuned from: folder, hub name or "demo"')
@@ -100,15 +113,19 @@ def _conversation(prompt: str, system: str | None) -> list[ChatMessage]:
     return [turn] if system is None else [ChatMessage("system", system), turn]
 
 
+def _prompt(given: str) -> str:
+    if given != "-":
+        return given
+    try:
+        return sys.stdin.buffer.read().decode().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"Standard input is not UTF-8 text (byte {error.start}). Convert it to UTF-8.") from error
+
+
 def _routes(options: argparse.Namespace) -> int:
-    prompt = options.prompt
     if options.system is not None and not options.chat:
         raise RequestError("--system is a part of a conversation. Add --chat, or put the text into PROMPT.")
-    if prompt == "-":
-        try:
-            prompt = sys.stdin.buffer.read().decode().rstrip("\n")
-        except UnicodeDecodeError as error:
-            raise RequestError(f"Standard input is not UTF-8 text (byte {error.start}). Convert it to UTF-8.") from error
+    prompt = _prompt(options.prompt)
     from llm_tt.export import files
     from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
     from llm_tt.models import load_model
@@ -175,6 +192,38 @@ def _as_text(graph: FlowGraph) -> str:
             f"{source.name:>8} -> {destination.name:<8} {edge.kind.key:<9} {edge.weight:.3f}  {tokens}" + (f"  ({heads})" if heads else "")
         )
     return "\n".join(lines)
+
+
+_N_STRONGEST = 8
+
+
+def _effects(options: argparse.Namespace) -> int:
+    prompt = _prompt(options.prompt)
+    from llm_tt.lens.direct_effects import typed_token
+    from llm_tt.lens.effects import direct_effects
+    from llm_tt.models import load_model
+
+    llm = load_model(_model(options), adapter=options.adapter, device=options.device, dtype=options.dtype)
+    trace = llm.trace(prompt)
+    token, contrast = (None if typed is None else typed_token(typed) for typed in (options.token, options.contrast))
+    effects = direct_effects(trace, options.target, token, contrast)
+    if options.json:
+        print(json.dumps(effects.to_dict(), ensure_ascii=False, allow_nan=False))
+        return 0
+    asked = repr(effects.token_text)
+    if effects.contrast_text is not None:
+        asked += f" and not {effects.contrast_text!r}"
+    what = "logit" if effects.contrast_id is None else "difference of logits"
+    capped = "" if effects.capped_logit is None else f" (after the soft cap {effects.capped_logit:.3f})"
+    print(f"Why {asked} after {trace.token_texts[effects.target]!r} (token {effects.target}) in {llm.info.name}:")
+    print(f"{what} {effects.logit:.3f}{capped}, sum of all parts {effects.total:.3f}")
+    for note in effects.notes:
+        print(note)
+    for title, parts in zip(("raise it", "lower it"), effects.strongest(_N_STRONGEST), strict=True):
+        print(f"\nParts that {title} most:" if parts else f"\nNo part would {title}.")
+        for part in parts:
+            print(f"  {part.effect:+8.3f}  {part.name}")
+    return 0
 
 
 def _check(options: argparse.Namespace) -> int:

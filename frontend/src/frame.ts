@@ -17,6 +17,8 @@ export interface FrameHeader {
   prediction: string | null;
   probability: number | null;
   selection: Selection | null;
+  /** What the array `effect` is about, as in "·Mary − ·John"; null without that array. */
+  effect_of: string | null;
 }
 
 export interface FrameArrays {
@@ -28,6 +30,8 @@ export interface FrameArrays {
   heads_start: Uint32Array;
   head: Uint16Array;
   head_weight: Float32Array;
+  /** Direct effects in logits, NaN for edges that have none; null when no question was asked. */
+  effect: Float32Array | null;
 }
 
 export interface Frame {
@@ -56,6 +60,7 @@ const ARRAYS: Record<keyof FrameArrays, Dtype> = {
   heads_start: "u4",
   head: "u2",
   head_weight: "f4",
+  effect: "f4",
 };
 
 const MAX_KIND = 4;
@@ -81,6 +86,7 @@ export function decodeFrame(bytes: Uint8Array): Frame {
     heads_start: read("heads_start") as Uint32Array,
     head: read("head") as Uint16Array,
     head_weight: read("head_weight") as Float32Array,
+    effect: header.effect_of === null ? null : (read("effect") as Float32Array),
   };
   checkArrays(header, arrays);
   return { header, arrays };
@@ -110,7 +116,8 @@ function readHeader(bytes: Uint8Array): Record<string, unknown> {
 }
 
 function checkHeader(raw: Record<string, unknown>): FrameHeader {
-  const { trace, n_layers, tokens, target, threshold, renormalized, prediction, probability, selection } = raw;
+  const { trace, n_layers, tokens, target, threshold, renormalized, prediction, probability, selection, effect_of } =
+    raw;
   if (typeof trace !== "string") throw badHeader("trace", "a string");
   if (!isCount(n_layers) || n_layers === 0) throw badHeader("n_layers", "a positive whole number");
   if (!Array.isArray(tokens) || tokens.length === 0 || !tokens.every((t) => typeof t === "string")) {
@@ -129,6 +136,7 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
     prediction: typeof prediction === "string" ? prediction : null,
     probability: typeof probability === "number" ? probability : null,
     selection: isSelection(selection) ? selection : null,
+    effect_of: typeof effect_of === "string" ? effect_of : null,
   };
 }
 
@@ -146,10 +154,9 @@ function readArray(bytes: Uint8Array, start: number, name: keyof FrameArrays, sp
 
 function checkArrays(header: FrameHeader, arrays: FrameArrays): void {
   const edges = arrays.kind.length;
-  for (const name of ["layer", "source", "destination", "weight"] as const) {
-    if (arrays[name].length !== edges) {
-      throw new FrameError(`The graph's array "${name}" has ${arrays[name].length} entries for ${edges} edges.`);
-    }
+  for (const name of ["layer", "source", "destination", "weight", "effect"] as const) {
+    const length = arrays[name]?.length ?? edges;
+    if (length !== edges) throw new FrameError(`The graph's array "${name}" has ${length} entries for ${edges} edges.`);
   }
   if (arrays.heads_start.length !== edges + 1 || arrays.heads_start[edges] !== arrays.head.length) {
     throw new FrameError('The graph\'s array "heads_start" does not fit its edges and heads.');

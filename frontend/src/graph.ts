@@ -29,6 +29,10 @@ export interface Graph {
   isRouteNode: Uint8Array;
   isRouteColumn: Uint8Array;
   targetNode: number;
+  /** Direct effects of FFN blocks, by the id of their node. */
+  ffnEffects: ReadonlyMap<number, number>;
+  /** The end of the scale of effects: the largest size among attention and FFN edges, which add something new to the stream. */
+  largestEffect: number;
 }
 
 export function buildGraph({ header, arrays }: Frame): Graph {
@@ -49,6 +53,14 @@ export function buildGraph({ header, arrays }: Frame): Graph {
     isRouteNode[from[edge]] = isRouteNode[to[edge]] = 1;
     isRouteColumn[source.position] = isRouteColumn[destination.position] = 1;
   }
+  const ffnEffects = new Map<number, number>();
+  let largestEffect = 0;
+  arrays.effect?.forEach((effect, edge) => {
+    const kind = arrays.kind[edge];
+    if (Number.isNaN(effect) || kind === RESIDUAL_TO_A || kind === RESIDUAL_TO_I) return;
+    largestEffect = Math.max(largestEffect, Math.abs(effect));
+    if (kind === OUT_OF_FFN) ffnEffects.set(from[edge], effect);
+  });
   const routeNodes: number[] = [];
   isRouteNode.forEach((flag, id) => {
     if (flag) routeNodes.push(id);
@@ -68,6 +80,8 @@ export function buildGraph({ header, arrays }: Frame): Graph {
     isRouteNode,
     isRouteColumn,
     targetNode,
+    ffnEffects,
+    largestEffect,
   };
 }
 
@@ -133,6 +147,12 @@ function edgesWith(graph: Graph, ends: Uint32Array, node: number): number[] {
   const found: number[] = [];
   for (let edge = 0; edge < graph.nEdges; edge++) if (ends[edge] === node) found.push(edge);
   return found.sort((a, b) => graph.arrays.weight[b] - graph.arrays.weight[a]);
+}
+
+/** An edge's direct effect in logits; null where it has none, or nothing was asked. */
+export function edgeEffect({ arrays }: Graph, edge: number): number | null {
+  const effect = arrays.effect?.[edge];
+  return effect === undefined || Number.isNaN(effect) ? null : effect;
 }
 
 export interface HeadShare {

@@ -1,4 +1,4 @@
-// From a contribution (0 to 1) to how strongly it is drawn. Colours are in `theme.ts`.
+// From a contribution (0 to 1) to how strongly it is drawn, and from an effect to its place on the scale of colours. Colours are in `theme.ts`.
 
 const MIN_WIDTH = 0.9;
 const MAX_WIDTH = 6.5;
@@ -28,4 +28,22 @@ export function weightClass(weight: number): number {
 /** The weight that stands for all of its class. */
 export function classWeight(index: number): number {
   return ((index + 0.5) / WEIGHT_CLASSES) ** 2;
+}
+
+/** What the colour of an edge says: its kind, or its direct effect. Its width says its contribution in any case. */
+export type Coloring = "contribution" | "effect";
+
+/** Shades on either side of the neutral one. */
+const EFFECT_SHADES = 6;
+
+/** An effect as a share of the largest, -1 to 1; effects beyond the ends of the scale are at its ends. */
+export function effectShare(effect: number, largest: number): number {
+  return largest > 0 ? Math.min(1, Math.max(-1, effect / largest)) : 0;
+}
+
+/** The shade of an effect as a share of the full colour, -1 to 1 in a few steps, so that a thousand edges share one stroke. */
+export function effectShade(effect: number, largest: number): number {
+  const share = effectShare(effect, largest);
+  // Steps are finer near 0, where most effects are; 0 itself stays neutral.
+  return (Math.sign(share) * Math.round(Math.sqrt(Math.abs(share)) * EFFECT_SHADES)) / EFFECT_SHADES || 0;
 }

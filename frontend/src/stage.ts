@@ -13,6 +13,7 @@ import { ALL_PAINTED, type PaintedEdges } from "./paint/edges";
 import { columnX, selectorY } from "./paint/margins";
 import { paintOverlay, type Attention } from "./paint/overlay";
 import { font, nodeRadius, type Labels, type Scene } from "./paint/scene";
+import type { Coloring } from "./scale";
 import type { Selection } from "./selection";
 import { visibleText } from "./text";
 import type { Theme } from "./theme";
@@ -69,6 +70,7 @@ export class Stage {
   private attention: Attention = { hover: null, selection: null, focus: null };
   private matches: ReadonlySet<number> = new Set();
   private currentMatch: number | null = null;
+  private coloring: Coloring = "contribution";
   private painted: PaintedEdges = ALL_PAINTED;
   private transform: Transform = { kx: 1, ky: 1, x: 0, y: 0 };
   private isFitted = true;
@@ -126,6 +128,11 @@ export class Stage {
   setMatches(matches: ReadonlySet<number>, current: number | null): void {
     this.matches = matches;
     this.currentMatch = current;
+    this.redraw();
+  }
+
+  setColoring(coloring: Coloring): void {
+    this.coloring = coloring;
     this.redraw();
   }
 
@@ -338,6 +345,7 @@ export class Stage {
       width: this.width,
       height: this.height,
       theme: this.theme,
+      coloring: this.coloring,
       matches: this.matches,
       currentMatch: this.currentMatch,
     };

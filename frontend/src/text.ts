@@ -54,6 +54,13 @@ export function findTokens(tokens: readonly string[], query: string): number[] {
   });
 }
 
+/** A signed number of logits: +1.23, −0.045, 0. */
+export function formatEffect(effect: number): string {
+  const size = Math.abs(effect);
+  if (size < 0.0005) return "0";
+  return `${effect < 0 ? "\u2212" : "+"}${size.toFixed(size < 1 ? 3 : 2)}`;
+}
+
 /** A share of 1 as a short number: .97, .043, <.001. */
 export function formatWeight(weight: number): string {
   if (weight >= 0.9995) return "1.00";

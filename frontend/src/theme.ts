@@ -9,6 +9,8 @@ export interface Theme {
   font: string;
   codeFont: string;
   edge: Record<EdgeKey, string>;
+  /** The two ends of the scale of direct effects, and its middle; "#rrggbb". */
+  effect: { raises: string; neutral: string; lowers: string };
   selection: string;
   isDark: boolean;
 }
@@ -31,6 +33,7 @@ export function readTheme(element: Element): Theme {
   const read = (name: keyof typeof FALLBACK) => style.getPropertyValue(name).trim() || FALLBACK[name];
   const background = read("--st-background-color");
   const isDark = luminance(background) < DARK_BELOW;
+  const shade = (name: string) => style.getPropertyValue(`--effect-${name}-on-${isDark ? "dark" : "light"}`).trim();
   const { selection, ...edge } = isDark ? ON_DARK : ON_LIGHT;
   return {
     text: read("--st-text-color"),
@@ -39,9 +42,22 @@ export function readTheme(element: Element): Theme {
     font: read("--st-font"),
     codeFont: read("--st-code-font"),
     edge,
+    effect: { raises: shade("raises"), neutral: shade("neutral"), lowers: shade("lowers") },
     selection,
     isDark,
   };
+}
+
+/** The colour at a place on the scale of direct effects: -1 lowers most, 0 is neutral, 1 raises most. */
+export function effectColor({ effect }: Pick<Theme, "effect">, shade: number): string {
+  return mixed(effect.neutral, shade < 0 ? effect.lowers : effect.raises, Math.min(1, Math.abs(shade)));
+}
+
+/** A colour between two, all of them "#rrggbb". */
+export function mixed(from: string, to: string, share: number): string {
+  const channel = (color: string, index: number) => parseInt(color.slice(1 + 2 * index, 3 + 2 * index), 16);
+  const mix = (index: number) => Math.round((1 - share) * channel(from, index) + share * channel(to, index));
+  return `#${[0, 1, 2].map((index) => mix(index).toString(16).padStart(2, "0")).join("")}`;
 }
 
 /** Perceived lightness, 0 to 1, of any CSS colour: a canvas knows how to read them all. */

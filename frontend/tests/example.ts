@@ -9,8 +9,8 @@ export function goldenBytes(): Uint8Array {
   return new Uint8Array(readFileSync(new URL("./fixtures/example.frame", import.meta.url)));
 }
 
-/** kind, layer, source, destination, weight, heads */
-export type Edge = [number, number, number, number, number, Record<number, number>?];
+/** kind, layer, source, destination, weight, heads, effect */
+export type Edge = [number, number, number, number, number, Record<number, number>?, number?];
 
 export function makeFrame(edges: readonly Edge[], header: Partial<FrameHeader> = {}): Frame {
   const heads = edges.map((edge) => Object.entries(edge[5] ?? {}));
@@ -28,6 +28,7 @@ export function makeFrame(edges: readonly Edge[], header: Partial<FrameHeader> =
       prediction: null,
       probability: null,
       selection: null,
+      effect_of: null,
       ...header,
     },
     arrays: {
@@ -39,6 +40,7 @@ export function makeFrame(edges: readonly Edge[], header: Partial<FrameHeader> =
       heads_start: Uint32Array.from(starts),
       head: Uint16Array.from(heads.flat(), ([head]) => Number(head)),
       head_weight: Float32Array.from(heads.flat(), ([, weight]) => weight),
+      effect: typeof header.effect_of === "string" ? Float32Array.from(edges, (edge) => edge[6] ?? NaN) : null,
     },
   };
 }

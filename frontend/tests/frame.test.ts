@@ -19,6 +19,7 @@ describe("the golden frame that Python wrote", () => {
       prediction: " gave",
       probability: 0.75,
       selection: { type: "edge", key: "attention", from: "I0_1", to: "A1_2" },
+      effect_of: "·gave − ⏎",
     });
   });
 
@@ -31,6 +32,7 @@ describe("the golden frame that Python wrote", () => {
     expect([...arrays.heads_start]).toEqual([0, 0, 0, 0, 0, 1, 3, 3, 3, 3, 4, 4]);
     expect([...arrays.head]).toEqual([3, 0, 5, 7]);
     expect([...arrays.head_weight]).toEqual([0.125, 0.25, 0.125, 0.25]);
+    expect([...(arrays.effect ?? [])]).toEqual([3, 0.5, 0.5, 2, -0.25, 1.25, 1, 1, NaN, NaN, NaN]);
   });
 
   it("is read from the middle of a larger message, too", () => {
@@ -67,7 +69,7 @@ describe("bytes that are no frame", () => {
     ["no bytes", new Uint8Array(), /0 bytes do not start with LTT1/],
     ["other bytes", new Uint8Array(40), /do not start with LTT1/],
     ["a cut header", goldenBytes().subarray(0, 60), /cut short/],
-    ["a cut array", goldenBytes().subarray(0, goldenBytes().length - 16), /cut short: its array "head_weight"/],
+    ["a cut array", goldenBytes().subarray(0, goldenBytes().length - 16), /cut short: its array "effect"/],
     ["a later version", encode({ version: 2 }), /format version 2; the page knows version 1\. Rebuild/],
     ["a header without tokens", encode({ ...header, tokens: [] }), /"tokens" is not a list of at least one string/],
     ["a target beyond the tokens", encode({ ...header, target: 1 }), /"target" is not a position below 1/],
@@ -76,6 +78,16 @@ describe("bytes that are no frame", () => {
       "an array of another type",
       encode({ ...header, arrays: { ...arrays, weight: empty("u4") } }),
       /"weight" is missing or/,
+    ],
+    [
+      "a question without effects",
+      encode({ ...header, effect_of: "a", arrays }, new Uint8Array(8)),
+      /array "effect" is missing or is not of type f4/,
+    ],
+    [
+      "effects of other edges",
+      encode({ ...header, effect_of: "a", arrays: { ...arrays, effect: empty("f4", 1) } }, new Uint8Array(8)),
+      /array "effect" has 1 entries for 0 edges/,
     ],
     [
       "an edge outside of the graph",
@@ -102,6 +114,8 @@ describe("bytes that are no frame", () => {
   });
 
   it("a graph without edges is a graph", () => {
-    expect(decodeFrame(encode({ ...header, arrays }, new Uint8Array(8))).arrays.kind).toHaveLength(0);
+    const { header: decoded, arrays: read } = decodeFrame(encode({ ...header, arrays }, new Uint8Array(8)));
+    expect(read.kind).toHaveLength(0);
+    expect([decoded.effect_of, read.effect]).toEqual([null, null]);
   });
 });

@@ -21,6 +21,7 @@ from llm_tt.engine.messages import (
     Answer,
     CheckTrace,
     EdgeReport,
+    ExplainLogit,
     ExplainPrediction,
     Explanation,
     HeadReport,
@@ -49,6 +50,7 @@ from llm_tt.engine.messages import (
 )
 from llm_tt.errors import PromptError, RequestError
 from llm_tt.flow.graph import Node, entering
+from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion
 from llm_tt.models import places
 from llm_tt.models.places import Place
 from llm_tt.progress import Progress, silent
@@ -125,6 +127,8 @@ class LocalEngine:
     @overload
     def answer(self, question: InspectNeuron, progress: Progress = silent) -> NeuronReport: ...
     @overload
+    def answer(self, question: ExplainLogit, progress: Progress = silent) -> DirectEffects: ...
+    @overload
     def answer(self, question: MeasureTuning, progress: Progress = silent) -> TuningReport: ...
     @overload
     def answer(self, question: LookAt, progress: Progress = silent) -> Place: ...
@@ -173,6 +177,8 @@ class LocalEngine:
                     return _inspect_neurons(question, self._traced(question.trace, progress).trace)
                 case InspectNeuron():
                     return _inspect_neuron(question, self._traced(question.trace, progress).trace)
+                case ExplainLogit():
+                    return _direct_effects(self._traced(question.trace, progress).trace, question.logit)
 
     def submit(self, question: Question) -> str:
         """Answer in the background; the id of the job."""
@@ -341,8 +347,9 @@ class LocalEngine:
 
 def _trace_bytes(traced: _Traced) -> int:
     from llm_tt.flow.contributions import table_of
+    from llm_tt.lens.effects import kept_bytes
 
-    return traced.trace.nbytes + table_of(traced.trace).nbytes
+    return traced.trace.nbytes + table_of(traced.trace).nbytes + kept_bytes(traced.trace)
 
 
 def _part(progress: Progress, low: float, high: float) -> Progress:
@@ -357,6 +364,12 @@ def _checked(name: str, trace: Trace) -> Node:
     return node
 
 
+def _direct_effects(trace: Trace, logit: LogitQuestion) -> DirectEffects:
+    from llm_tt.lens.effects import direct_effects
+
+    return direct_effects(trace, logit.target, logit.token, logit.contrast)
+
+
 def _inspect_node(question: InspectNode, trace: Trace) -> NodeReport:
     from llm_tt.lens.vocabulary import promoted_and_suppressed, top_tokens
 
@@ -364,9 +377,12 @@ def _inspect_node(question: InspectNode, trace: Trace) -> NodeReport:
     layer, position, model = node.layer, node.position, trace.model
     text = trace.token_texts[position]
     before = trace.resid_pre(layer)[position]
+    effects = None if question.logit is None else _direct_effects(trace, question.logit)
+    if effects is not None and effects.target != position:
+        effects = None
     if node.kind == "X":
         top = top_tokens(model, before, question.n_top, normalize=question.normalize)
-        return NodeReport(question.node, text, top, None, None, None)
+        return NodeReport(question.node, text, top, None, None, None, None if effects is None else effects.embedding)
     block = trace.blocks[layer]
     if node.kind == "A":
         kind, part, whole = "attention", block.attn_out[position], block.resid_mid[position]
@@ -374,7 +390,8 @@ def _inspect_node(question: InspectNode, trace: Trace) -> NodeReport:
         kind, part, before, whole = "FFN", block.ffn_out[position], block.resid_mid[position], block.resid_post[position]
     promoted, suppressed = promoted_and_suppressed(model, part, whole, question.n_effects, question.normalize)
     top = None if node.kind == "M" else top_tokens(model, whole, question.n_top, before, question.normalize)
-    return NodeReport(question.node, text, top, kind, promoted, suppressed)
+    effect = None if effects is None else float(effects.attention(layer) if kind == "attention" else effects.ffn[layer])
+    return NodeReport(question.node, text, top, kind, promoted, suppressed, effect)
 
 
 def _inspect_edge(question: InspectEdge, trace: Trace) -> EdgeReport:
@@ -383,6 +400,11 @@ def _inspect_edge(question: InspectEdge, trace: Trace) -> EdgeReport:
     source, destination = _checked(question.source, trace), _checked(question.destination, trace)
     layer, position = destination.layer, destination.position
     heads: tuple[tuple[int, float], ...] = ()
+    effects = None if question.logit is None else _direct_effects(trace, question.logit)
+    if effects is not None and effects.target != position:
+        effects = None
+    effect: float | None = None
+    head_effects: tuple[float, ...] | None = None
     ends = (source.kind, destination.kind)
     same_place = (source.layer, source.position) == (layer, position)
     if (
@@ -395,15 +417,21 @@ def _inspect_edge(question: InspectEdge, trace: Trace) -> EdgeReport:
         order = by_head.argsort(descending=True, stable=True).tolist()
         heads = tuple((head, float(by_head[head])) for head in order)
         contribution = float(by_head.sum())
+        if effects is not None:
+            head_effects = tuple(effects.heads[layer, order, source.position].tolist())
+            effect = sum(head_effects)
     elif question.key == "residual" and destination.kind == "A" and source == entering(layer, position):
         contribution = float(attention_contributions(trace, layer, [position]).residual[0])
+        effect = None if effects is None else effects.stream_before(layer)
     elif question.key == "residual" and ends == ("A", "I") and same_place:
         contribution = float(ffn_contributions(trace, layer, [position]).residual[0])
+        effect = None if effects is None else effects.stream_before(layer) + float(effects.attention(layer))
     elif question.key == "ffn" and ends in (("A", "M"), ("M", "I")) and same_place:
         contribution = float(ffn_contributions(trace, layer, [position]).ffn[0])
+        effect = None if effects is None else float(effects.ffn[layer])
     else:
         raise RequestError(f'There is no {question.key} edge from "{question.source}" to "{question.destination}" in a transformer.')
-    return EdgeReport(question.source, question.destination, question.key, contribution, heads)
+    return EdgeReport(question.source, question.destination, question.key, contribution, heads, effect, head_effects)
 
 
 def _inspect_heads(question: InspectHeads, trace: Trace) -> HeadsReport:

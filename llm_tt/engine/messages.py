@@ -16,6 +16,7 @@ from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
 from llm_tt.flow.head_roles import HeadRoles
 from llm_tt.flow.shares import HeadShare, NeuronShare
+from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Token
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place
@@ -69,6 +70,8 @@ class InspectNode:
     n_top: int = 30
     n_effects: int = 15
     normalize: bool = True
+    logit: LogitQuestion | None = None
+    """also tell the node's direct effect on this"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,22 @@ class InspectEdge:
     source: str
     destination: str
     key: EdgeKey
+    logit: LogitQuestion | None = None
+    """also tell the edge's direct effect on this"""
+
+
+@dataclass(frozen=True)
+class ExplainLogit:
+    """What each part adds to the logit of a token after the target (None: of the model's first choice), or to how far it is above another's."""
+
+    trace: TraceKey
+    target: int = -1
+    token: Token | None = None
+    contrast: Token | None = None
+
+    @property
+    def logit(self) -> LogitQuestion:
+        return LogitQuestion(self.target, self.token, self.contrast)
 
 
 @dataclass(frozen=True)
@@ -185,6 +204,7 @@ Question = (
     | InspectHead
     | InspectNeurons
     | InspectNeuron
+    | ExplainLogit
 )
 
 
@@ -232,6 +252,9 @@ class NodeReport:
     """the block whose output the effects below are; None for a token embedding"""
     promoted: TokenTable | None
     suppressed: TokenTable | None
+    effect: float | None = None
+    """direct effect of the block's output, or of the token embedding, on the logit asked about; None without such a question, and for nodes
+    of other positions than its target, which have none"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +268,11 @@ class EdgeReport:
     """of the whole edge, neither cut nor renormalised"""
     heads: tuple[tuple[int, float], ...]
     """(head, contribution) by falling contribution; attention edges only"""
+    effect: float | None = None
+    """direct effect of the whole edge on the logit asked about; None without such a question, and for edges into other positions than its
+    target, which have none"""
+    head_effects: tuple[float, ...] | None = None
+    """the same of each of `heads`"""
 
 
 @dataclass(frozen=True)
@@ -378,4 +406,5 @@ Answer = (
     | HeadReport
     | NeuronsReport
     | NeuronReport
+    | DirectEffects
 )

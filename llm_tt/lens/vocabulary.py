@@ -35,7 +35,7 @@ def effects(model: TransparentLlm, parts: Tensor, whole: Tensor, normalize: bool
         normalize: as in `logits`; without it the parts are unembedded as they are.
     """
     parts = parts.float()
-    scaled = _norm_weight(model).to(parts.device) * _standardized(model, parts, whole.float()) if normalize else parts
+    scaled = norm_weight(model).to(parts.device) * standardized(model, parts, whole.float()) if normalize else parts
     nothing = model.unembed(torch.zeros_like(parts[..., :1, :] if parts.ndim > 1 else parts))
     return (model.unembed(scaled) - nothing).float()
 
@@ -84,7 +84,7 @@ def _ranks(scores: Tensor, token_ids: Sequence[int] | Tensor) -> Tensor:
     return 1 + (scores > scores[token_ids][:, None]).sum(-1)
 
 
-def _standardized(model: TransparentLlm, parts: Tensor, whole: Tensor) -> Tensor:
+def standardized(model: TransparentLlm, parts: Tensor, whole: Tensor) -> Tensor:
     """The final norm's standardisation, linear in the parts since its scale is that of the whole."""
     eps = model.info.norm_eps
     if model.info.norm == "rms":
@@ -93,10 +93,10 @@ def _standardized(model: TransparentLlm, parts: Tensor, whole: Tensor) -> Tensor
     return centred * (whole.var(-1, correction=0, keepdim=True) + eps).rsqrt()
 
 
-def _norm_weight(model: TransparentLlm) -> Tensor:
+def norm_weight(model: TransparentLlm) -> Tensor:
     """[d] the final norm's effective weight, read off its answer to a vector of +1 and -1 (families store it as w or as 1 + w)."""
     probe = torch.ones(1, model.info.d_model)
     probe[:, 1::2] = -1
     bias = model.final_norm(torch.zeros_like(probe)).float()
     answer = model.final_norm(probe).float() - bias
-    return (answer / _standardized(model, probe, probe).to(answer.device))[0]
+    return (answer / standardized(model, probe, probe).to(answer.device))[0]

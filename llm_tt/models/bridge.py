@@ -348,6 +348,13 @@ class BridgeLlm(TransparentLlm):
             logits = self._bridge.unembed(self._own(x, self._bridge.unembed))
             return logits if self._logit_scale == 1 else logits * self._logit_scale
 
+    def unembedding(self, token_ids: Sequence[int]) -> Tensor:
+        module = unwrapped(self._bridge.unembed)
+        weight = getattr(module, "weight", None)
+        if not isinstance(module, nn.Linear) or weight is None or weight.is_meta or not weight.is_floating_point():
+            return super().unembedding(token_ids)
+        return self._logit_scale * weight.detach()[list(token_ids)].float()
+
     def cap_logits(self, logits: Tensor) -> Tensor:
         return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
 

@@ -24,6 +24,9 @@ from llm_tt.text import ChatMessage, Prompt
 PromptLike = str | Sequence[int] | Sequence[ChatMessage | Mapping[str, Any]]
 """Text; token ids, used as they are; or a conversation, which goes through the model's chat template"""
 
+_DIRECTIONS = 64
+"""Rows that are unembedded at a time, the whole vocabulary wide each"""
+
 
 class AttentionPattern(Protocol):
     """The attention probabilities of one layer; rows come in float32, whatever the model's dtype."""
@@ -263,6 +266,17 @@ class TransparentLlm(ABC):
         return logits
 
     # --- built on the above
+
+    def unembedding(self, token_ids: Sequence[int]) -> Tensor:
+        """[K, d] float32: the rows u of the unembedding for some tokens, the constant factor included: a logit is `x . u`, plus a bias.
+
+        To be overridden by a model that can read them off its weights: here `unembed` is asked for every direction of the residual stream.
+        """
+        directions = torch.eye(self.info.d_model)
+        with torch.inference_mode():
+            nothing = self.unembed(torch.zeros(1, self.info.d_model))
+            pieces = [(self.unembed(piece) - nothing)[:, list(token_ids)].float() for piece in directions.split(_DIRECTIONS)]
+            return torch.cat(pieces).T
 
     def weight_bytes(self) -> int:
         """Bytes of the weights in memory; from the number of parameters, where a backend does not know better."""

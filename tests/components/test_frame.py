@@ -26,6 +26,7 @@ EXAMPLE_HEADER: dict[str, Any] = {
     "prediction": " gave",
     "probability": 0.75,
     "selection": {"type": "edge", "key": "attention", "from": "I0_1", "to": "A1_2"},
+    "effect_of": "·gave − ⏎",
 }
 
 # kind, layer, source, destination, weight, {head: weight}: the routes to token 2, weights exact in float32.
@@ -55,6 +56,7 @@ def example_arrays() -> dict[str, npt.NDArray[Any]]:
         "heads_start": np.cumsum([0, *map(len, heads)]).astype(np.uint32),
         "head": np.array([head for edge in heads for head in edge], np.uint16),
         "head_weight": np.array([share for edge in heads for share in edge.values()], np.float32),
+        "effect": np.array([3, 0.5, 0.5, 2, -0.25, 1.25, 1, 1, np.nan, np.nan, np.nan], np.float32),
     }
 
 

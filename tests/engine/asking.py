@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llm_tt.engine.messages import (
+    ExplainLogit,
     ExplainPrediction,
     InspectEdge,
     InspectHead,
@@ -46,6 +47,7 @@ def questions(trace: TraceKey) -> list[Question]:
         InspectHead(trace, 2, None, -1, source=1),
         InspectNeurons(trace, 1, 2),
         InspectNeuron(trace, 0, 3, 5),
+        ExplainLogit(trace, token=5, contrast=9),
     ]
 
 

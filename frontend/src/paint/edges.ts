@@ -1,9 +1,10 @@
 // Paints edges: many at once in classes of weight, or a single one with emphasis.
 
-import { edgeKey, RESIDUAL_TO_A, RESIDUAL_TO_I } from "../graph";
+import { edgeEffect, edgeKey, RESIDUAL_TO_A, RESIDUAL_TO_I } from "../graph";
 import { edgeCurve, newCurve, nodeRow } from "../layout";
-import { classWeight, edgeOpacity, edgeWidth, weightClass, WEIGHT_CLASSES } from "../scale";
+import { classWeight, edgeOpacity, edgeWidth, effectShade, weightClass, WEIGHT_CLASSES } from "../scale";
 import type { EdgeKey } from "../selection";
+import { effectColor } from "../theme";
 import { curveToScreen, toGrid, visibleColumns } from "../view";
 import { isFar, strokeScale, type Scene } from "./scene";
 
@@ -11,6 +12,8 @@ import { isFar, strokeScale, type Scene } from "./scene";
 const MOST_NEAR: Record<EdgeKey, number> = { attention: 4000, residual: 2500, ffn: 2500 };
 const MOST_FAR: Record<EdgeKey, number> = { attention: 1200, residual: 2000, ffn: 0 };
 const KEYS: readonly EdgeKey[] = ["residual", "ffn", "attention"];
+/** How much of their opacity is left to edges that have no direct effect, where effects are shown. */
+const WITHOUT_EFFECT = 0.3;
 
 export interface PaintedEdges {
   count: number;
@@ -23,27 +26,52 @@ export const ALL_PAINTED: PaintedEdges = { count: 0, weakest: { attention: 0, re
 const curve = newCurve();
 
 export function paintEdges(context: CanvasRenderingContext2D, scene: Scene): PaintedEdges {
-  const { graph, theme } = scene;
   const { edges, weakest } = edgesInView(scene, isFar(scene) ? MOST_FAR : MOST_NEAR);
-  const buckets = Array.from({ length: WEIGHT_CLASSES * KEYS.length }, (): number[] => []);
-  for (const edge of edges) {
-    const rank = weightClass(graph.arrays.weight[edge]) * KEYS.length + KEYS.indexOf(edgeKey(graph, edge));
-    buckets[rank].push(edge);
-  }
   context.lineCap = "butt";
   const scale = strokeScale(scene);
-  buckets.forEach((bucket, rank) => {
-    if (bucket.length === 0) return;
-    const weight = classWeight(Math.floor(rank / KEYS.length));
-    context.strokeStyle = theme.edge[KEYS[rank % KEYS.length]];
-    context.globalAlpha = edgeOpacity(weight);
+  for (const { edges: bucket, weight, color, fade } of buckets(scene, edges)) {
+    context.strokeStyle = color;
+    context.globalAlpha = fade * edgeOpacity(weight);
     context.lineWidth = edgeWidth(weight) * scale;
     context.beginPath();
     for (const edge of bucket) tracePath(context, scene, edge);
     context.stroke();
-  });
+  }
   context.globalAlpha = 1;
   return { count: edges.length, weakest };
+}
+
+interface Bucket {
+  edges: number[];
+  weight: number;
+  color: string;
+  fade: number;
+  order: number;
+}
+
+/** Edges that one stroke can paint, in the order to paint them: strong over weak, attention over the rest. */
+function buckets(scene: Scene, edges: readonly number[]): Bucket[] {
+  const { graph, coloring } = scene;
+  const found = new Map<number, Bucket>();
+  for (const edge of edges) {
+    const rank = weightClass(graph.arrays.weight[edge]);
+    const effect = coloring === "effect" ? edgeEffect(graph, edge) : 0;
+    const fade = effect === null ? WITHOUT_EFFECT : 1;
+    const order = ((effect === null ? 0 : WEIGHT_CLASSES) + rank) * KEYS.length + KEYS.indexOf(edgeKey(graph, edge));
+    // The shade, -1 to 1, keeps edges of other colours apart without moving them past the next rank.
+    const name = order + effectShade(effect ?? 0, graph.largestEffect) / 4;
+    const bucket = found.get(name);
+    if (bucket !== undefined) bucket.edges.push(edge);
+    else found.set(name, { edges: [edge], weight: classWeight(rank), color: edgeColor(scene, edge), fade, order });
+  }
+  return [...found.values()].sort((a, b) => a.order - b.order);
+}
+
+/** What the colour of an edge says is the reader's choice. */
+export function edgeColor({ graph, theme, coloring }: Scene, edge: number): string {
+  if (coloring === "contribution") return theme.edge[edgeKey(graph, edge)];
+  const effect = edgeEffect(graph, edge);
+  return effectColor(theme, effect === null ? 0 : effectShade(effect, graph.largestEffect));
 }
 
 /** Paints one edge over the others. */

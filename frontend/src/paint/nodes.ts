@@ -1,7 +1,9 @@
 // Paints nodes: the pale grid from one prepared tile, those on the routes one by one.
 
 import { FFN_OFFSET, gridBox, layerBand, nodePoint } from "../layout";
-import { nodeFromId, type NodeRef } from "../names";
+import { nodeFromId, nodeId, type NodeRef } from "../names";
+import { effectShade } from "../scale";
+import { effectColor } from "../theme";
 import { toScreen, visibleColumns, type Transform } from "../view";
 import { isFar, nodeRadius, type Scene } from "./scene";
 
@@ -109,9 +111,23 @@ export function paintNodes(context: CanvasRenderingContext2D, scene: Scene, node
   context.fillStyle = theme.text;
   context.fill();
   context.globalAlpha = 1;
+  if (scene.coloring === "effect") {
+    for (const node of nodes) if (node.kind === "M") paintEffect(context, scene, node, radius);
+    return;
+  }
   context.fillStyle = theme.edge.ffn;
   context.beginPath();
   for (const node of nodes) if (node.kind === "M") addNode(context, transform, node, radius);
+  context.fill();
+}
+
+/** An FFN block in the colour of its direct effect. */
+function paintEffect(context: CanvasRenderingContext2D, scene: Scene, node: NodeRef, radius: number): void {
+  const { graph, theme, transform } = scene;
+  const effect = graph.ffnEffects.get(nodeId(node, graph.nLayers));
+  context.fillStyle = effectColor(theme, effect === undefined ? 0 : effectShade(effect, graph.largestEffect));
+  context.beginPath();
+  addNode(context, transform, node, radius);
   context.fill();
 }
 

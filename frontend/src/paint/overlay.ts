@@ -1,10 +1,10 @@
 // Paints what follows pointer, selection and keyboard, on a canvas of its own above the graph.
 
-import { edgeKey, findEdge, incomingEdges, outgoingEdges, type Graph } from "../graph";
+import { findEdge, incomingEdges, outgoingEdges, type Graph } from "../graph";
 import type { Hit } from "../hit";
 import { nodeExists, nodeFromId, nodeId, parseNodeName, type NodeRef } from "../names";
 import type { Selection } from "../selection";
-import { strokeEdge } from "./edges";
+import { edgeColor, strokeEdge } from "./edges";
 import { paintColumn, paintPointedSelector } from "./margins";
 import { addNode, paintNodes } from "./nodes";
 import { nodeRadius, type Scene } from "./scene";
@@ -92,8 +92,8 @@ function endsOf(graph: Graph, edge: number): NodeRef[] {
 
 /** Edges at full strength, and the nodes at their ends over them. */
 function emphasiseEdges(context: CanvasRenderingContext2D, scene: Scene, edges: readonly number[]): void {
-  const { graph, theme } = scene;
-  for (const edge of edges) strokeEdge(context, scene, edge, theme.edge[edgeKey(graph, edge)], LIFT);
+  const { graph } = scene;
+  for (const edge of edges) strokeEdge(context, scene, edge, edgeColor(scene, edge), LIFT);
   paintNodes(
     context,
     scene,

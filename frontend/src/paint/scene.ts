@@ -2,6 +2,7 @@
 
 import type { Graph } from "../graph";
 import type { LabelMode } from "../labels";
+import type { Coloring } from "../scale";
 import type { Theme } from "../theme";
 import type { Plot, Transform } from "../view";
 
@@ -18,6 +19,7 @@ export interface Scene {
   width: number;
   height: number;
   theme: Theme;
+  coloring: Coloring;
   labels: Labels;
   /** Columns that the search found, and the one it stands at. */
   matches: ReadonlySet<number>;

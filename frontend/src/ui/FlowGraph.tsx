@@ -7,6 +7,7 @@ import type { Hit } from "../hit";
 import { cycle, moveFocus } from "../keyboard";
 import type { Point } from "../layout";
 import { describeNode, describeSelection, nodeFromId, nodeId, nodeName, type NodeRef } from "../names";
+import type { Coloring } from "../scale";
 import { initialSelection, reconcile, sameSelection, selectHere, type Selection } from "../selection";
 import { Stage, type Locatable } from "../stage";
 import { findTokens } from "../text";
@@ -50,6 +51,7 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
   const [hasFocus, setHasFocus] = useState(false);
   const [query, setQuery] = useState("");
   const [match, setMatch] = useState(-1);
+  const [wanted, setWanted] = useState<Coloring>("contribution");
   const [nStrongest, setNStrongest] = useState<number | null>(null);
   const [failure, setFailure] = useState<unknown>(null);
 
@@ -67,17 +69,19 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
     }
   }
 
-  const { tokens } = graph.header;
+  const { tokens, effect_of: effectOf } = graph.header;
+  // The choice is kept while there is no question.
+  const coloring = effectOf === null ? "contribution" : wanted;
   const selection = selected.shown;
   const found = useMemo(() => findTokens(tokens, query), [tokens, query]);
   const matches = useMemo(() => new Set(found), [found]);
   const currentMatch = match >= 0 && match < found.length ? found[match] : null;
 
   const choose = useCallback(
-    (wanted: Selection | null) => {
-      if (sameSelection(wanted, selected.shown)) return;
-      setSelected(selectHere(selected, wanted));
-      onSelect(wanted);
+    (chosen: Selection | null) => {
+      if (sameSelection(chosen, selected.shown)) return;
+      setSelected(selectHere(selected, chosen));
+      onSelect(chosen);
     },
     [selected, onSelect],
   );
@@ -147,6 +151,10 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
     stage.current?.setTheme(theme);
   }, [theme]);
 
+  useLayoutEffect(() => {
+    stage.current?.setColoring(coloring);
+  }, [coloring]);
+
   const drawnTrace = useRef<string>(null);
   useLayoutEffect(() => {
     stage.current?.setGraph(graph, graph.header.trace !== drawnTrace.current);
@@ -204,10 +212,13 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
       data-mounts={mounts}
       data-n-edges={graph.nEdges}
       data-target={graph.header.target}
+      data-coloring={coloring}
     >
       <Toolbar
         status={selection === null ? HINT : describeSelected(graph, selection)}
         isHint={selection === null}
+        coloring={effectOf === null ? null : coloring}
+        onColoring={setWanted}
         query={query}
         nMatches={found.length}
         matchNumber={match + 1}
@@ -245,13 +256,14 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
         {graph.nEdges === 0 && (
           <p className="empty">No edge is above {graph.header.threshold}: lower the threshold to see routes.</p>
         )}
-        {hover !== null && <Tooltip graph={graph} theme={theme} hover={hover} />}
+        {hover !== null && <Tooltip graph={graph} theme={theme} coloring={coloring} hover={hover} />}
         <div className="spoken" aria-live="polite" data-testid="graph-focus">
           {hasFocus && focus !== null && describeNode(focus, tokens)}
         </div>
       </div>
       <Legend
         theme={theme}
+        effects={coloring === "effect" && effectOf !== null ? { of: effectOf, largest: graph.largestEffect } : null}
         nEdges={graph.nEdges}
         nStrongest={nStrongest}
         threshold={graph.header.threshold}

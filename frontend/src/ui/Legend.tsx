@@ -1,8 +1,9 @@
 // The footer: what the marks mean, and how much of the graph is drawn.
 
-import { edgeOpacity, edgeWidth } from "../scale";
+import { edgeOpacity, edgeWidth, effectShade } from "../scale";
 import type { EdgeKey } from "../selection";
-import type { Theme } from "../theme";
+import { formatEffect } from "../text";
+import { effectColor, type Theme } from "../theme";
 
 const SAMPLE_WEIGHTS = [0.05, 0.2, 0.5, 1];
 const THRESHOLD_DIGITS = 2;
@@ -18,6 +19,8 @@ const SAMPLES: readonly { key: EdgeKey; label: string; meaning: string }[] = [
 
 interface Props {
   theme: Theme;
+  /** What colours say, when they say effects: of what, and how large one of full colour is. */
+  effects: { of: string; largest: number } | null;
   nEdges: number;
   /** How many were painted when not all in view could be, else null. */
   nStrongest: number | null;
@@ -25,7 +28,7 @@ interface Props {
   renormalized: boolean;
 }
 
-export function Legend({ theme, nEdges, nStrongest, threshold, renormalized }: Props) {
+export function Legend({ theme, effects, nEdges, nStrongest, threshold, renormalized }: Props) {
   const count = `${nEdges.toLocaleString("en")} ${nEdges === 1 ? "edge" : "edges"} above ${Number(threshold.toPrecision(THRESHOLD_DIGITS))}`;
   const help = [
     renormalized
@@ -35,7 +38,8 @@ export function Legend({ theme, nEdges, nStrongest, threshold, renormalized }: P
   ].join(" ");
   return (
     <div className="legend">
-      {SAMPLES.map(({ key, label, meaning }) => (
+      {effects !== null && <EffectScale theme={theme} {...effects} />}
+      {(effects === null ? SAMPLES : []).map(({ key, label, meaning }) => (
         <span key={key} className="legend-item" title={meaning}>
           <svg width="26" height="12" aria-hidden="true">
             <line x1="0" y1="6" x2="26" y2="6" stroke={theme.edge[key]} strokeWidth="3" />
@@ -67,5 +71,36 @@ export function Legend({ theme, nEdges, nStrongest, threshold, renormalized }: P
         {nStrongest !== null && `, ${nStrongest.toLocaleString("en")} strongest drawn`}
       </span>
     </div>
+  );
+}
+
+const STOPS = Array.from({ length: 41 }, (_, index) => index / 20 - 1);
+
+function EffectScale({ theme, of, largest }: { theme: Theme; of: string; largest: number }) {
+  const colors = STOPS.map((share) => effectColor(theme, effectShade(share, 1)));
+  return (
+    <>
+      <span
+        className="legend-item"
+        data-testid="graph-effect-scale"
+        title={
+          `Direct effect on the logit of ${of}. Blue raises it, orange lowers it. Edges of the residual stream carry sums, ` +
+          "which may lie beyond the ends of the scale."
+        }
+      >
+        <span className="legend-weight">{formatEffect(-largest)}</span>
+        <span className="legend-scale" style={{ background: `linear-gradient(to right, ${colors.join(", ")})` }} />
+        <span className="legend-weight">{formatEffect(largest)} logits</span>
+      </span>
+      <span
+        className="legend-item"
+        title="Only what is written to the target's own column has a direct effect on its logits; other edges reach them through later attention."
+      >
+        <svg width="26" height="12" aria-hidden="true">
+          <line x1="0" y1="6" x2="26" y2="6" stroke={effectColor(theme, 0)} strokeWidth="3" opacity="0.3" />
+        </svg>
+        no direct effect
+      </span>
+    </>
   );
 }

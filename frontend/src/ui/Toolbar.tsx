@@ -2,11 +2,19 @@
 
 import type { KeyboardEvent } from "react";
 
+import type { Coloring } from "../scale";
+
 const ZOOM_STEP = 1.4;
+
+const COLORING_HELP =
+  "What colours say: the kind of an edge, or its direct effect on the logit in question. Widths say the contribution.";
 
 interface Props {
   status: string;
   isHint: boolean;
+  /** Null when there is no question, and so nothing to choose. */
+  coloring: Coloring | null;
+  onColoring: (coloring: Coloring) => void;
   query: string;
   nMatches: number;
   /** Which of the matches the view stands at, counted from 1; 0 before Enter. */
@@ -18,7 +26,8 @@ interface Props {
 }
 
 export function Toolbar(props: Props) {
-  const { status, isHint, query, nMatches, matchNumber, onQuery, onNextMatch, onZoom, onFit } = props;
+  const { status, isHint, coloring, onColoring, query, nMatches, matchNumber, onQuery, onNextMatch, onZoom, onFit } =
+    props;
   const onKeyDown = (event: KeyboardEvent) => {
     if (event.key === "Enter") onNextMatch(event.shiftKey ? -1 : 1);
     else if (event.key === "Escape") onQuery("");
@@ -36,6 +45,21 @@ export function Toolbar(props: Props) {
       >
         <bdi>{status}</bdi>
       </div>
+      {coloring !== null && (
+        <label className="coloring" title={COLORING_HELP}>
+          colour
+          <select
+            value={coloring}
+            data-testid="graph-coloring"
+            onChange={(event) => {
+              onColoring(event.target.value as Coloring);
+            }}
+          >
+            <option value="contribution">contribution</option>
+            <option value="effect">effect</option>
+          </select>
+        </label>
+      )}
       <span className="find">
         <input
           type="text"

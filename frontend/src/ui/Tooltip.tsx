@@ -1,11 +1,12 @@
 // What the pointer is on: its name, weight and strongest parts, in a box beside it that covers nothing of it.
 
-import { edgeHeads, edgeKey, edgeSelection, incomingEdges, type Graph } from "../graph";
+import { edgeEffect, edgeHeads, edgeKey, edgeSelection, incomingEdges, type Graph } from "../graph";
 import type { Hit } from "../hit";
 import type { Point } from "../layout";
 import { describeNode, edgeTitle, nodeFromId, nodeId, nodeName, type NodeRef } from "../names";
-import { formatWeight, quoteToken } from "../text";
-import type { Theme } from "../theme";
+import { effectShade, type Coloring } from "../scale";
+import { formatEffect, formatWeight, quoteToken } from "../text";
+import { effectColor, type Theme } from "../theme";
 
 const SHOWN_PARTS = 5;
 const GAP = 14;
@@ -21,10 +22,11 @@ export interface Hover {
 interface Props {
   graph: Graph;
   theme: Theme;
+  coloring: Coloring;
   hover: Hover;
 }
 
-export function Tooltip({ graph, theme, hover: { hit, at, width, height } }: Props) {
+export function Tooltip({ graph, theme, coloring, hover: { hit, at, width, height } }: Props) {
   // It opens towards the middle of the canvas, so that it never has to move once its size is known.
   const style = {
     ...(at.x > width / 2 ? { right: width - at.x + GAP } : { left: at.x + GAP }),
@@ -32,16 +34,27 @@ export function Tooltip({ graph, theme, hover: { hit, at, width, height } }: Pro
   };
   return (
     <div className="tooltip" role="tooltip" data-testid="graph-tooltip" style={style}>
-      {hit.type === "edge" && <EdgeDetails graph={graph} theme={theme} edge={hit.edge} />}
+      {hit.type === "edge" && <EdgeDetails graph={graph} theme={theme} coloring={coloring} edge={hit.edge} />}
       {hit.type === "node" && <NodeDetails graph={graph} theme={theme} node={hit.node} />}
       {hit.type === "target" && <TargetDetails graph={graph} position={hit.position} />}
     </div>
   );
 }
 
-function EdgeDetails({ graph, theme, edge }: { graph: Graph; theme: Theme; edge: number }) {
+interface EdgeDetailsProps {
+  graph: Graph;
+  theme: Theme;
+  coloring: Coloring;
+  edge: number;
+}
+
+function EdgeDetails({ graph, theme, coloring, edge }: EdgeDetailsProps) {
   const heads = edgeHeads(graph, edge);
-  const color = theme.edge[edgeKey(graph, edge)];
+  const effect = edgeEffect(graph, edge);
+  const color =
+    coloring === "contribution"
+      ? theme.edge[edgeKey(graph, edge)]
+      : effectColor(theme, effect === null ? 0 : effectShade(effect, graph.largestEffect));
   return (
     <>
       <div className="tooltip-title">
@@ -51,6 +64,7 @@ function EdgeDetails({ graph, theme, edge }: { graph: Graph; theme: Theme; edge:
       </div>
       <End label="from" graph={graph} id={graph.from[edge]} />
       <End label="to" graph={graph} id={graph.to[edge]} />
+      <Effect graph={graph} effect={effect} />
       {heads.length > 0 && (
         <Parts
           title={heads.length === 1 ? "head" : `${heads.length} heads`}
@@ -67,6 +81,23 @@ function End({ label, graph, id }: { label: string; graph: Graph; id: number }) 
   return (
     <div className="tooltip-end">
       <span className="muted">{label}</span> <bdi>{describeNode(node, graph.header.tokens)}</bdi>
+    </div>
+  );
+}
+
+/** The direct effect on the logit in question, if there is a question. */
+function Effect({ graph: { header }, effect }: { graph: Graph; effect: number | null }) {
+  if (header.effect_of === null) return null;
+  return (
+    <div className="tooltip-effect" data-testid="graph-tooltip-effect">
+      <span className="muted">{effect === null ? "no direct effect on " : "direct effect on "}</span>
+      <bdi>{header.effect_of}</bdi>
+      {effect !== null && (
+        <>
+          {" "}
+          <b>{formatEffect(effect)}</b> <span className="muted">logits</span>
+        </>
+      )}
     </div>
   );
 }
@@ -90,6 +121,9 @@ function NodeDetails({ graph, theme, node }: { graph: Graph; theme: Theme; node:
         <span className="tooltip-name">{nodeName(node)}</span>
       </div>
       {parts.length > 0 && node.kind !== "M" && <Parts title="comes from" color={theme.text} parts={parts} />}
+      {node.kind === "M" && graph.isRouteNode[id] === 1 && (
+        <Effect graph={graph} effect={graph.ffnEffects.get(id) ?? null} />
+      )}
       {graph.isRouteNode[id] === 0 && <div className="muted">not on the routes at this threshold</div>}
     </>
   );
