@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from llm_tt.flow.contributions import attention_contributions, ffn_contributions, neuron_contributions
     from llm_tt.flow.graph import FlowGraph
     from llm_tt.flow.routes import extract_routes
+    from llm_tt.lens.grid import lens_grid, token_trajectories
+    from llm_tt.lens.layer_tables import LensGrid, Trajectories
     from llm_tt.models import load_model
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
     from llm_tt.text import ChatMessage, Prompt
@@ -24,19 +26,23 @@ _HOME = {
     "AppConfig": "llm_tt.config",
     "ChatMessage": "llm_tt.text",
     "FlowGraph": "llm_tt.flow.graph",
+    "LensGrid": "llm_tt.lens.layer_tables",
     "LlmTtError": "llm_tt.errors",
     "ModelInfo": "llm_tt.models.transparent_llm",
     "ModelSpec": "llm_tt.config",
     "Prompt": "llm_tt.text",
     "Trace": "llm_tt.models.transparent_llm",
+    "Trajectories": "llm_tt.lens.layer_tables",
     "TransparentLlm": "llm_tt.models.transparent_llm",
     "TuningReport": "llm_tt.analysis.tuning_report",
     "attention_contributions": "llm_tt.flow.contributions",
     "extract_routes": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
+    "lens_grid": "llm_tt.lens.grid",
     "load_config": "llm_tt.config",
     "load_model": "llm_tt.models",
     "neuron_contributions": "llm_tt.flow.contributions",
+    "token_trajectories": "llm_tt.lens.grid",
     "tuning_report": "llm_tt.analysis.tuning",
 }
 
@@ -44,19 +50,23 @@ __all__ = [
     "AppConfig",
     "ChatMessage",
     "FlowGraph",
+    "LensGrid",
     "LlmTtError",
     "ModelInfo",
     "ModelSpec",
     "Prompt",
     "Trace",
+    "Trajectories",
     "TransparentLlm",
     "TuningReport",
     "attention_contributions",
     "extract_routes",
     "ffn_contributions",
+    "lens_grid",
     "load_config",
     "load_model",
     "neuron_contributions",
+    "token_trajectories",
     "tuning_report",
 ]
 

@@ -11,6 +11,7 @@ from typing import Literal
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
+from llm_tt.lens.layer_tables import LensGrid, Points, Trajectories
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import ModelInfo
 from llm_tt.models.places import Place
@@ -75,6 +76,28 @@ class InspectEdge:
 
 
 @dataclass(frozen=True)
+class LensGridOf:
+    """What every point of the residual stream says at every token. `token` is an id or an exact text, as in `llm_tt.lens.grid`."""
+
+    trace: TraceKey
+    points: Points = "post"
+    token: int | str | None = None
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
+class TrajectoriesOf:
+    """Chosen tokens at every point of one position's residual stream; the model's first `n_predictions` there come before them."""
+
+    trace: TraceKey
+    position: int = -1
+    tokens: tuple[int | str, ...] = ()
+    n_predictions: int = 5
+    points: Points = "both"
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
 class MeasureTuning:
     """What an adapter, or a tuned checkpoint whose configuration names its base, changes in the weights. Loads no model."""
 
@@ -102,7 +125,9 @@ class ListLoaded:
     """Which models are in memory, and how much of it there is."""
 
 
-Question = LoadModel | ExplainPrediction | InspectNode | InspectEdge | MeasureTuning | LookAt | AddModel | ListLoaded
+Question = (
+    LoadModel | ExplainPrediction | InspectNode | InspectEdge | LensGridOf | TrajectoriesOf | MeasureTuning | LookAt | AddModel | ListLoaded
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,4 +228,4 @@ class MemoryReport:
     memory: tuple[DeviceMemory, ...]
 
 
-Answer = ModelFacts | Explanation | NodeReport | EdgeReport | TuningReport | Place | AddedModel | MemoryReport
+Answer = ModelFacts | Explanation | NodeReport | EdgeReport | LensGrid | Trajectories | TuningReport | Place | AddedModel | MemoryReport
