@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from llm_tt.errors import RequestError
 from llm_tt.models.transparent_llm import TransparentLlm
+from llm_tt.text import unmarked
 
 _lock = threading.Lock()
 _ids_by_text: WeakKeyDictionary[TransparentLlm, dict[str, int]] = WeakKeyDictionary()
@@ -16,7 +17,7 @@ def find_token(model: TransparentLlm, token: int | str) -> int:
     """The id of a token.
 
     Args:
-        token: an id, or a display text, exactly: " Mary" and "Mary" differ.
+        token: an id, or a display text, exactly: " Mary" and "Mary" differ. It may be typed as views show it, "·Mary".
 
     Raises:
         RequestError: no such id, or the text is no token; the sentence names the tokens that it consists of.
@@ -33,6 +34,8 @@ def find_token(model: TransparentLlm, token: int | str) -> int:
     except UnicodeEncodeError as error:
         raise RequestError("The token that was typed is not UTF-8 text. Type it again.") from error
     ids = _vocabulary(model)
+    if token not in ids and unmarked(token) in ids:
+        token = unmarked(token)
     if token not in ids:
         raise RequestError(_not_one(model, token, ids))
     # A few vocabularies show two tokens alike; the one that the tokenizer would use is meant.

@@ -243,7 +243,8 @@ class Spelled(AffineLlm):
 
 
 @pytest.mark.parametrize(
-    ("token", "found"), [(" Mary", 1), ("Ma", 2), ("\n", 7), (" ", 4), ("<s>", 0), ("x", 6), (0, 0), (7, 7), (np.int64(3), 3)]
+    ("token", "found"),
+    [(" Mary", 1), ("Ma", 2), ("\n", 7), (" ", 4), ("<s>", 0), ("x", 6), (0, 0), (7, 7), (np.int64(3), 3), ("·Mary", 1), ("⏎", 7)],
 )
 def test_a_token_is_found_by_its_exact_text_or_id(token: Any, found: int) -> None:
     assert find_token(Spelled(), token) == found
