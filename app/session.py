@@ -12,8 +12,9 @@ import streamlit as st
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import AppConfig, load_config
 from llm_tt.engine.local import LocalEngine
-from llm_tt.engine.messages import AddedModel, AddModel, ExplainPrediction, Explanation, MeasureTuning, ModelKey
+from llm_tt.engine.messages import AddedModel, AddModel, ExplainPrediction, Explanation, LensGridOf, MeasureTuning, ModelKey, TrajectoriesOf
 from llm_tt.errors import ConfigError, LlmTtError
+from llm_tt.lens.layer_tables import LensGrid, Trajectories
 
 _PATIENCE = 0.5
 """Seconds that a run of the script waits for an answer before it shows progress instead"""
@@ -65,7 +66,7 @@ def _last_engine() -> _LastEngine:
 
 
 Phase = Literal["answered", "working", "failed", "cancelled"]
-_Q = TypeVar("_Q", ExplainPrediction, AddModel, MeasureTuning)
+_Q = TypeVar("_Q", ExplainPrediction, AddModel, MeasureTuning, LensGridOf, TrajectoriesOf)
 _A = TypeVar("_A")
 
 
@@ -139,6 +140,14 @@ def tuning(anew: bool = False, engine: LocalEngine | None = None) -> Measuring:
 
 def conversation() -> Conversation[ExplainPrediction, Explanation]:
     return _state("conversation", lambda: Conversation[ExplainPrediction, Explanation]())
+
+
+def lens_grid() -> Conversation[LensGridOf, LensGrid]:
+    return _state("lens_grid", lambda: Conversation[LensGridOf, LensGrid]())
+
+
+def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:
+    return _state("trajectories", lambda: Conversation[TrajectoriesOf, Trajectories]())
 
 
 def adding() -> Adding:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
     from llm_tt.lens.direct_effects import DirectEffects
     from llm_tt.lens.effects import direct_effects, neuron_effects
+    from llm_tt.lens.grid import lens_grid, token_trajectories
+    from llm_tt.lens.layer_tables import LensGrid, Trajectories
     from llm_tt.models import load_model
     from llm_tt.models.identities import reconstruction_errors
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
@@ -39,11 +41,13 @@ _HOME = {
     "DirectEffects": "llm_tt.lens.direct_effects",
     "FlowGraph": "llm_tt.flow.graph",
     "HeadRoles": "llm_tt.flow.head_roles",
+    "LensGrid": "llm_tt.lens.layer_tables",
     "LlmTtError": "llm_tt.errors",
     "ModelInfo": "llm_tt.models.transparent_llm",
     "ModelSpec": "llm_tt.config",
     "Prompt": "llm_tt.text",
     "Trace": "llm_tt.models.transparent_llm",
+    "Trajectories": "llm_tt.lens.layer_tables",
     "TransparentLlm": "llm_tt.models.transparent_llm",
     "TuningReport": "llm_tt.analysis.tuning_report",
     "attention_contributions": "llm_tt.flow.contributions",
@@ -57,6 +61,7 @@ _HOME = {
     "head_outputs": "llm_tt.flow.heads",
     "head_roles": "llm_tt.flow.head_roles",
     "head_shares": "llm_tt.flow.heads",
+    "lens_grid": "llm_tt.lens.grid",
     "load_config": "llm_tt.config",
     "load_model": "llm_tt.models",
     "neuron_contributions": "llm_tt.flow.contributions",
@@ -66,6 +71,7 @@ _HOME = {
     "neurons_at": "llm_tt.flow.contributions",
     "propagate": "llm_tt.flow.propagation",
     "reconstruction_errors": "llm_tt.models.identities",
+    "token_trajectories": "llm_tt.lens.grid",
     "tuning_report": "llm_tt.analysis.tuning",
 }
 
@@ -75,11 +81,13 @@ __all__ = [
     "DirectEffects",
     "FlowGraph",
     "HeadRoles",
+    "LensGrid",
     "LlmTtError",
     "ModelInfo",
     "ModelSpec",
     "Prompt",
     "Trace",
+    "Trajectories",
     "TransparentLlm",
     "TuningReport",
     "attention_contributions",
@@ -93,6 +101,7 @@ __all__ = [
     "head_outputs",
     "head_roles",
     "head_shares",
+    "lens_grid",
     "load_config",
     "load_model",
     "neuron_contributions",
@@ -102,6 +111,7 @@ __all__ = [
     "neurons_at",
     "propagate",
     "reconstruction_errors",
+    "token_trajectories",
     "tuning_report",
 ]
 

@@ -21,6 +21,7 @@ Span = tuple[int, int]
 """Characters [start, end) of a text"""
 
 _MARKS = {" ": "\u00b7", "\n": "\u23ce", "\r": "\u240d", "\t": "\u21e5"}
+_CHARACTERS = {mark: character for character, mark in _MARKS.items()}
 # A byte token of sentencepiece.
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _SENTENCEPIECE_SPACE = "\u2581"
@@ -162,3 +163,8 @@ def _place(data: bytes, start: int, piece: bytes) -> Span | None:
 def visible(text: str) -> str:
     """Token text for a table cell or a plot: spaces, newlines and tabs as marks, so that " Mary" and "Mary" differ."""
     return "".join(_MARKS.get(character, character) for character in text) or "\u2205"
+
+
+def unmarked(text: str) -> str:
+    """`visible` read backwards: what a user means who types a token as it is shown."""
+    return "".join(_CHARACTERS.get(mark, mark) for mark in text)

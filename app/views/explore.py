@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import session
-from app.panels import adding, chat, graph, inspector, memory, predictions, sidebar, tuning
+from app.panels import adding, chat, graph, inspector, layers, memory, predictions, sidebar, tuning
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
@@ -50,6 +50,10 @@ def show(service: Service) -> None:
     with right:
         predictions.show(explanation)
         inspector.show(service, explanation, st.session_state.get("selection"))
+    below = st.expander("Layers at a glance", icon=":material/layers:", key="layers_open", on_change="rerun")
+    if below.open:
+        with below:
+            layers.show(service, explanation)
     chat.show_received(explanation)
     sidebar.show_facts(service, explanation.trace.model, explanation.facts)
 

@@ -32,6 +32,7 @@ from llm_tt.engine.messages import (
     InspectNeuron,
     InspectNeurons,
     InspectNode,
+    LensGridOf,
     ListLoaded,
     LoadedModel,
     LoadModel,
@@ -47,10 +48,12 @@ from llm_tt.engine.messages import (
     ReadHeads,
     TraceCheck,
     TraceKey,
+    TrajectoriesOf,
 )
 from llm_tt.errors import PromptError, RequestError
 from llm_tt.flow.graph import Node, entering
 from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion
+from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.models import places
 from llm_tt.models.places import Place
 from llm_tt.progress import Progress, silent
@@ -70,12 +73,21 @@ _MAX_TUNINGS = 16
 _MAX_READINGS = 64
 """Head roles, and as many checks of traces, to keep: small, but they read all attention of a prompt"""
 
+_LENS_BUDGET = 64 * 2**20
+"""Bytes of grids and trajectories to keep: each reads the whole unembedding once for every layer"""
+
 
 @dataclass(frozen=True, eq=False)
 class _Traced:
     trace: Trace
     loaded: Loaded
     seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    answer: LensGrid | Trajectories
+    loaded: Loaded
 
 
 class LocalEngine:
@@ -99,6 +111,7 @@ class LocalEngine:
         self._max_models = max_models
         self._models = ModelKeeper(config, max_models, added, self._forget_orphans)
         self._traces: Cache[tuple[ModelSpec, Any], _Traced] = Cache(trace_budget, _trace_bytes)
+        self._readings: Cache[tuple[ModelSpec, LensGridOf | TrajectoriesOf], _Read] = Cache(_LENS_BUDGET, lambda read: read.answer.nbytes)
         self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
         self._roles: Cache[tuple[ModelSpec, Any], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
         self._checks: Cache[tuple[ModelSpec, Any, int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
@@ -128,6 +141,10 @@ class LocalEngine:
     def answer(self, question: InspectNeuron, progress: Progress = silent) -> NeuronReport: ...
     @overload
     def answer(self, question: ExplainLogit, progress: Progress = silent) -> DirectEffects: ...
+    @overload
+    def answer(self, question: LensGridOf, progress: Progress = silent) -> LensGrid: ...
+    @overload
+    def answer(self, question: TrajectoriesOf, progress: Progress = silent) -> Trajectories: ...
     @overload
     def answer(self, question: MeasureTuning, progress: Progress = silent) -> TuningReport: ...
     @overload
@@ -179,6 +196,8 @@ class LocalEngine:
                     return _inspect_neuron(question, self._traced(question.trace, progress).trace)
                 case ExplainLogit():
                     return _direct_effects(self._traced(question.trace, progress).trace, question.logit)
+                case LensGridOf() | TrajectoriesOf():
+                    return self._read(question, progress)
 
     def submit(self, question: Question) -> str:
         """Answer in the background; the id of the job."""
@@ -249,6 +268,7 @@ class LocalEngine:
     def _forget_orphans(self) -> None:
         """Traces hold on to their model: those of a model that was dropped must not keep it in memory."""
         self._traces.discard(lambda key, traced: not self._models.holds(traced.loaded))
+        self._readings.discard(lambda key, read: not self._models.holds(read.loaded))
 
     def _tuning(self, key: ModelKey, progress: Progress) -> TuningReport:
         # Weights are compared as they are stored: on which device and in which precision the model runs makes no difference.
@@ -343,6 +363,35 @@ class LocalEngine:
             return TraceCheck(layers, len(sampled(n_tokens, question.n_positions)), n_tokens, traced.loaded.facts.tolerance)
 
         return self._checks.get((self._models.spec(key.model), key.prompt, question.n_positions), check, progress)
+
+    def _read(self, question: LensGridOf | TrajectoriesOf, progress: Progress) -> LensGrid | Trajectories:
+        self._require_allowed(question.trace.prompt)
+
+        def read(progress: Progress) -> _Read:
+            from llm_tt.lens.grid import lens_grid, token_trajectories
+            from llm_tt.lens.vocabulary import predictions
+
+            started = 0.0
+
+            def tracing(stage: str, fraction: float) -> None:
+                nonlocal started
+                started = fraction / 2
+                progress(stage, started)
+
+            # Half of the bar is for what has to be done again, model and trace; mostly nothing has.
+            traced = self._traced(question.trace, tracing)
+            rest, trace = _part(progress, started, 1.0), traced.trace
+            if isinstance(question, LensGridOf):
+                return _Read(lens_grid(trace, question.points, question.token, question.normalize, rest), traced.loaded)
+            best = predictions(trace, question.position, question.n_predictions).token_ids.tolist()
+            tokens = [*best, *question.tokens]
+            answer = token_trajectories(trace, question.position, tokens, question.points, question.normalize, rest)
+            return _Read(answer, traced.loaded)
+
+        found = self._readings.get((self._models.spec(question.trace.model), question), read, progress)
+        if not self._models.holds(found.loaded):
+            self._forget_orphans()
+        return found.answer
 
 
 def _trace_bytes(traced: _Traced) -> int:

@@ -17,6 +17,7 @@ from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
 from llm_tt.flow.head_roles import HeadRoles
 from llm_tt.flow.shares import HeadShare, NeuronShare
 from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Token
+from llm_tt.lens.layer_tables import LensGrid, Points, Trajectories
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place
@@ -162,6 +163,28 @@ class InspectNeuron:
 
 
 @dataclass(frozen=True)
+class LensGridOf:
+    """What every point of the residual stream says at every token. `token` is an id or an exact text, as in `llm_tt.lens.grid`."""
+
+    trace: TraceKey
+    points: Points = "post"
+    token: int | str | None = None
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
+class TrajectoriesOf:
+    """Chosen tokens at every point of one position's residual stream; the model's first `n_predictions` there come before them."""
+
+    trace: TraceKey
+    position: int = -1
+    tokens: tuple[int | str, ...] = ()
+    n_predictions: int = 5
+    points: Points = "both"
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
 class MeasureTuning:
     """What an adapter, or a tuned checkpoint whose configuration names its base, changes in the weights. Loads no model."""
 
@@ -205,6 +228,8 @@ Question = (
     | InspectNeurons
     | InspectNeuron
     | ExplainLogit
+    | LensGridOf
+    | TrajectoriesOf
 )
 
 
@@ -407,4 +432,6 @@ Answer = (
     | NeuronsReport
     | NeuronReport
     | DirectEffects
+    | LensGrid
+    | Trajectories
 )

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm_tt.errors import ModelError, OutOfMemoryError
 from llm_tt.models import capture, identities

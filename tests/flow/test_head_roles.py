@@ -57,7 +57,7 @@ def test_scores_equal_a_loop_over_plain_attention(name: str, model: Callable, pl
 def test_rows_in_small_pieces_give_the_same(name: str, model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = model(name).trace(REPEATED)
     whole = llm_tt.head_roles(trace)
-    monkeypatch.setattr(head_roles, "_MOST_ROWS", 3)
+    monkeypatch.setattr("llm_tt.flow.head_roles._MOST_ROWS", 3)
     pieces = llm_tt.head_roles(trace)
     for role in ROLES:
         assert pieces.score(role) == pytest.approx(whole.score(role), abs=1e-6)
