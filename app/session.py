@@ -145,7 +145,7 @@ def adding() -> Adding:
     return _state("adding", Adding)
 
 
-Dialog = Literal["adding", "memory", "tuning"]
+Dialog = Literal["adding", "memory", "tuning", "honesty"]
 
 
 def open_dialog(name: Dialog) -> None:

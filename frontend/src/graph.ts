@@ -29,6 +29,8 @@ export interface Graph {
   isRouteNode: Uint8Array;
   isRouteColumn: Uint8Array;
   targetNode: number;
+  /** Edges that carry the highlighted head, weakest first; null when none is highlighted. */
+  highlighted: readonly number[] | null;
 }
 
 export function buildGraph({ header, arrays }: Frame): Graph {
@@ -68,7 +70,17 @@ export function buildGraph({ header, arrays }: Frame): Graph {
     isRouteNode,
     isRouteColumn,
     targetNode,
+    highlighted: highlightedEdges(header, arrays, byWeight),
   };
+}
+
+function highlightedEdges({ highlight }: FrameHeader, arrays: FrameArrays, byWeight: Uint32Array) {
+  if (highlight === null) return null;
+  const carriesHead = (edge: number) => {
+    const heads = arrays.head.subarray(arrays.heads_start[edge], arrays.heads_start[edge + 1]);
+    return arrays.layer[edge] === highlight.layer && heads.includes(highlight.head);
+  };
+  return [...byWeight].filter(carriesHead).reverse();
 }
 
 function endpoints(arrays: FrameArrays, edge: number): [NodeRef, NodeRef] {

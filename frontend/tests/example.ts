@@ -28,6 +28,8 @@ export function makeFrame(edges: readonly Edge[], header: Partial<FrameHeader> =
       prediction: null,
       probability: null,
       selection: null,
+      mass: null,
+      highlight: null,
       ...header,
     },
     arrays: {

@@ -11,6 +11,8 @@ import { isFar, strokeScale, type Scene } from "./scene";
 const MOST_NEAR: Record<EdgeKey, number> = { attention: 4000, residual: 2500, ffn: 2500 };
 const MOST_FAR: Record<EdgeKey, number> = { attention: 1200, residual: 2000, ffn: 0 };
 const KEYS: readonly EdgeKey[] = ["residual", "ffn", "attention"];
+/** What the other edges keep of their strength while a head is highlighted. */
+const DIMMED = 0.3;
 
 export interface PaintedEdges {
   count: number;
@@ -32,11 +34,12 @@ export function paintEdges(context: CanvasRenderingContext2D, scene: Scene): Pai
   }
   context.lineCap = "butt";
   const scale = strokeScale(scene);
+  const strength = graph.highlighted === null ? 1 : DIMMED;
   buckets.forEach((bucket, rank) => {
     if (bucket.length === 0) return;
     const weight = classWeight(Math.floor(rank / KEYS.length));
     context.strokeStyle = theme.edge[KEYS[rank % KEYS.length]];
-    context.globalAlpha = edgeOpacity(weight);
+    context.globalAlpha = strength * edgeOpacity(weight);
     context.lineWidth = edgeWidth(weight) * scale;
     context.beginPath();
     for (const edge of bucket) tracePath(context, scene, edge);

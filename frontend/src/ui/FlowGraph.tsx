@@ -204,6 +204,7 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
       data-mounts={mounts}
       data-n-edges={graph.nEdges}
       data-target={graph.header.target}
+      data-n-highlighted={graph.highlighted?.length}
     >
       <Toolbar
         status={selection === null ? HINT : describeSelected(graph, selection)}
@@ -243,20 +244,18 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
           }}
         />
         {graph.nEdges === 0 && (
-          <p className="empty">No edge is above {graph.header.threshold}: lower the threshold to see routes.</p>
+          <p className="empty">
+            {graph.header.mass === null
+              ? `No edge is above ${String(graph.header.threshold)}: lower the threshold to see routes.`
+              : "No flow reaches a token: every route ends at a node to which no part contributes."}
+          </p>
         )}
         {hover !== null && <Tooltip graph={graph} theme={theme} hover={hover} />}
         <div className="spoken" aria-live="polite" data-testid="graph-focus">
           {hasFocus && focus !== null && describeNode(focus, tokens)}
         </div>
       </div>
-      <Legend
-        theme={theme}
-        nEdges={graph.nEdges}
-        nStrongest={nStrongest}
-        threshold={graph.header.threshold}
-        renormalized={graph.header.renormalized}
-      />
+      <Legend theme={theme} nEdges={graph.nEdges} nStrongest={nStrongest} header={graph.header} />
     </div>
   );
 }
