@@ -15,6 +15,8 @@ from llm_tt.errors import LlmTtError
 from llm_tt.flow.heads import LABEL_ABOVE, ROLES, HeadRoles, Role
 
 _COLORS = "Cividis"
+_MARK = "#d55e00"
+"""The colour of the selection in the graph"""
 _KEY = "heads_map"
 _ROLE_HELP = {
     "previous token": "Mean attention to the token before.",
@@ -39,10 +41,9 @@ def show(service: Service, explanation: Explanation) -> None:
         return
     n_layers, n_heads = explanation.head_flow.shape
     st.plotly_chart(
-        heatmap(explanation.head_flow, roles),
+        heatmap(explanation.head_flow, roles, highlight()),
         width="stretch",
-        # Another prompt, target or graph has a map of its own, in which nothing is chosen yet.
-        key=_KEY,
+        key=_key(),
         on_select=_take_head,
         selection_mode="points",
         config={"displayModeBar": False},
@@ -51,7 +52,10 @@ def show(service: Service, explanation: Explanation) -> None:
     head = highlight()
     with st.container(horizontal=True, vertical_alignment="center"):
         if head is None:
-            st.caption("Brighter is more of the flow. Click a cell to see the edges of that head in the graph.")
+            st.caption(
+                "Brighter is more of the flow. Letters name heads that behave as **P**revious-token, **F**irst-token, **S**ame-token or "
+                "**I**nduction heads here. Click a cell to see the edges of that head in the graph."
+            )
         else:
             layer, number = head["layer"], head["head"]
             flow = explanation.head_flow[layer, number] if layer < n_layers and number < n_heads else 0.0
@@ -67,15 +71,21 @@ def highlight() -> dict[str, int] | None:
 
 def forget() -> None:
     """No head stands out any more."""
-    st.session_state.pop("highlight", None)
+    if st.session_state.pop("highlight", None) is not None:
+        # The chart remembers what was clicked; another chart does not.
+        st.session_state[_KEY] = st.session_state.get(_KEY, 0) + 1
 
 
-def heatmap(flow: np.ndarray, roles: HeadRoles) -> go.Figure:
+def _key() -> str:
+    return f"{_KEY}_{st.session_state.get(_KEY, 0)}"
+
+
+def heatmap(flow: np.ndarray, roles: HeadRoles, highlighted: dict[str, int] | None = None) -> go.Figure:
     """Layers upwards, as in the graph; percent of the flow. An invisible marker over each cell can be clicked, which a cell cannot."""
     n_layers, n_heads = flow.shape
     layers, heads = np.divmod(np.arange(n_layers * n_heads), n_heads)
     labels = [roles.label(int(layer), int(head)) for layer, head in zip(layers, heads, strict=True)]
-    is_lettered = flow.size <= _LETTERED_CELLS
+    letters = np.array([_SHORT[label[0]] if label else "" for label in labels]).reshape(flow.shape)
     most = float(flow.max()) * 100 or 1.0
     height = min(140 + 24 * n_layers, 620)
     figure = go.Figure(
@@ -87,6 +97,8 @@ def heatmap(flow: np.ndarray, roles: HeadRoles) -> go.Figure:
             zmax=most,
             colorscale=_COLORS,
             colorbar={"title": {"text": "% of flow"}, "thickness": 12},
+            text=letters,
+            texttemplate="%{text}" if flow.size <= _LETTERED_CELLS else None,
             hoverinfo="skip",
             xgap=1,
             ygap=1,
@@ -95,17 +107,17 @@ def heatmap(flow: np.ndarray, roles: HeadRoles) -> go.Figure:
     figure.add_scatter(
         x=heads,
         y=layers,
-        mode="markers+text" if is_lettered else "markers",
-        marker={"symbol": "square", "size": 18, "opacity": 0.01, "color": "#888888"},
+        mode="markers",
+        marker={"symbol": "square", "size": 20, "opacity": 0.01, "color": "#888888"},
         selected={"marker": {"opacity": 0.01}},
-        unselected={"marker": {"opacity": 0.01}, "textfont": {"color": "inherit"}},
-        text=[_SHORT[label[0]] if label else "" for label in labels],
-        # White letters on the dark half of the scale, black ones on the bright half.
-        textfont={"size": 11, "color": ["#000000" if value * 100 > most / 2 else "#ffffff" for value in flow.ravel()]},
+        unselected={"marker": {"opacity": 0.01}},
         customdata=[_hover(roles, int(layer), int(head), float(flow[layer, head])) for layer, head in zip(layers, heads, strict=True)],
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
     )
+    if highlighted is not None:
+        x, y = highlighted["head"], highlighted["layer"]
+        figure.add_shape(type="rect", x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5, line={"color": _MARK, "width": 3})
     figure.update_layout(
         height=height,
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
@@ -115,6 +127,9 @@ def heatmap(flow: np.ndarray, roles: HeadRoles) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         clickmode="event+select",
         dragmode=False,
+        hovermode="closest",
+        # The nearest marker is the one of the cell, however wide cells are.
+        hoverdistance=-1,
     )
     return figure
 
@@ -169,7 +184,7 @@ def _table(explanation: Explanation, roles: HeadRoles) -> None:
 
 
 def _take_head() -> None:
-    selected = (st.session_state.get(_KEY) or {}).get("selection") or {}
+    selected = (st.session_state.get(_key()) or {}).get("selection") or {}
     points = [point for point in selected.get("points", []) if {"x", "y"} <= set(point)]
     if points:
         st.session_state.highlight = {"layer": int(points[0]["y"]), "head": int(points[0]["x"])}

@@ -20,7 +20,7 @@ from llm_tt.models.places import cleaned
 from llm_tt.text import ChatMessage, visible
 
 _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
-_BY_THRESHOLD, _BY_MASS = "Above a threshold", "A share of the flow"
+_BY_THRESHOLD, _BY_MASS = "Threshold", "Share of flow"
 _MASSES = [0.8, 0.9, 0.95]
 
 
