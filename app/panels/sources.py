@@ -56,6 +56,6 @@ def summary(explanation: Explanation) -> str:
     ends = f"The flow ends in {named}" if named else "No flow reaches a token"
     kept = "below the threshold" if graph.mass is None else "with the weakest edges"
     dropped = f"**{explanation.dropped:.0%}** of the flow was dropped {kept}"
-    if not graph.renormalized:
+    if not graph.renormalized or not named:
         return f"{ends} · {dropped}."
     return f"{ends}, of what was kept · {dropped}, before renormalising."
