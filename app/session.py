@@ -154,7 +154,7 @@ def adding() -> Adding:
     return _state("adding", Adding)
 
 
-Dialog = Literal["adding", "memory", "tuning", "maps"]
+Dialog = Literal["adding", "memory", "tuning", "maps", "honesty"]
 
 
 def open_dialog(name: Dialog) -> None:

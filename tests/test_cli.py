@@ -201,6 +201,33 @@ def test_threshold_is_the_librarys(threshold: str, run: Callable, folder: str, m
     )
 
 
+@pytest.mark.parametrize("mass", ["0.5", "0.9"])
+def test_mass_is_the_librarys(mass: str, run: Callable, folder: str, model: Callable) -> None:
+    out = succeeded(run("routes", folder, PROMPT, "--mass", mass, "--json"))
+    graph = llm_tt.extract_routes_by_mass(model("gpt2").trace(PROMPT), mass=float(mass))
+    found = json.loads(out)
+    assert found["mass"] == float(mass)
+    assert found["carried"] == pytest.approx(graph.carried, abs=1e-5)
+    assert found["threshold"] == graph.threshold
+    assert len(found["edges"]) == graph.n_edges
+
+
+def test_a_mass_that_is_no_share_gets_a_sentence_and_one_beside_a_threshold_is_refused(run: Callable, folder: str) -> None:
+    assert the_sentence(run("routes", folder, PROMPT, "--mass", "1.5")).startswith("Mass 1.5 is not between 0 and 1.")
+    with pytest.raises(SystemExit):
+        run("routes", folder, PROMPT, "--mass", "0.5", "--threshold", "0.1")
+
+
+def test_text_says_where_the_flow_ends_and_how_much_was_dropped(run: Callable, folder: str, model: Callable) -> None:
+    out = succeeded(run("routes", folder, PROMPT))
+    trace = model("gpt2").trace(PROMPT)
+    shares = llm_tt.flow_over_sources(llm_tt.extract_routes(trace))
+    first = int(shares.argmax())
+    assert f"{shares[first]:6.3f}  {trace.token_texts[first]!r} (token {first})" in out
+    bare = llm_tt.flow_over_sources(llm_tt.extract_routes(trace, renormalize=False))
+    assert f"{1 - bare.sum():.1%} of the flow was dropped with the edges that were not kept." in out
+
+
 @pytest.mark.parametrize("threshold", ["1.0", "2.5", "-0.1", "nan", "inf"])
 def test_a_threshold_that_is_no_share_gets_a_sentence(threshold: str, run: Callable, folder: str) -> None:
     assert the_sentence(run("routes", folder, PROMPT, "--threshold", threshold)).startswith(f"Threshold {threshold} is not in [0, 1).")

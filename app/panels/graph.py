@@ -8,6 +8,7 @@ from typing import Any
 
 import streamlit as st
 
+from app.panels import heads_map
 from llm_tt.components.graph import flow_graph
 from llm_tt.components.graph.frame import pack
 from llm_tt.engine.messages import Explanation, TraceKey
@@ -56,6 +57,7 @@ def forget_position() -> None:
     """Back to the last token and to no selection, as for a new prompt."""
     st.session_state.pop("target", None)
     st.session_state.pop("selection", None)
+    heads_map.forget()
 
 
 def _frame(explanation: Explanation, selection: Mapping[str, Any] | None) -> bytes:
@@ -71,6 +73,8 @@ def _frame(explanation: Explanation, selection: Mapping[str, Any] | None) -> byt
         "prediction": predictions.texts[0],
         "probability": float(predictions.probabilities[0]) if predictions.probabilities is not None else None,
         "selection": dict(selection) if selection else None,
+        "mass": graph.mass,
+        "highlight": heads_map.highlight(),
     }
     names = ("kind", "layer", "source", "destination", "weight", "heads_start", "head", "head_weight")
     return pack(header, {name: getattr(graph, name) for name in names})

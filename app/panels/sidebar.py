@@ -20,6 +20,8 @@ from llm_tt.models.places import cleaned
 from llm_tt.text import ChatMessage, visible
 
 _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
+_BY_THRESHOLD, _BY_MASS = "Threshold", "Share of flow"
+_MASSES = [0.8, 0.9, 0.95]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Choices:
     prompt: str | tuple[ChatMessage, ...]
     threshold: float
     renormalize: bool
+    mass: float | None = None
+    """the share of the flow that the graph is to carry; None: the threshold decides"""
 
     @property
     def has_prompt(self) -> bool:
@@ -43,23 +47,56 @@ def show(service: Service) -> Choices:
         st.markdown("### llm-tt")
         model = _model(service)
         prompt = _prompt(service, model)
-        threshold = st.slider(
-            "Threshold",
-            min_value=0.01,
-            max_value=0.1,
-            value=DEFAULT_THRESHOLD,
-            step=0.005,
-            format="%.3f",
-            key="threshold",
-            help="An edge is drawn when it contributes more than this share to the node it leads to. Lower shows more edges.",
-        )
+        threshold, mass = _kept()
         renormalize = st.toggle(
             "Renormalise",
             value=True,
             key="renormalize",
             help="Divide the contributions that were kept at a node by their sum, so that they add up to 1. The same edges are drawn either way.",
         )
-        return Choices(model, prompt, threshold, renormalize)
+        return Choices(model, prompt, threshold, renormalize, mass)
+
+
+def _kept() -> tuple[float, float | None]:
+    """How much of the graph: the threshold, or the share of the flow that takes its place."""
+    by_mass = (
+        st.segmented_control(
+            "Keep",
+            [_BY_THRESHOLD, _BY_MASS],
+            default=_BY_THRESHOLD,
+            required=True,
+            key="keep",
+            width="stretch",
+            help="Edges that contribute more than a threshold to their node; or the smallest graph that carries a share of the whole flow, "
+            "from the prediction down to the tokens.",
+        )
+        == _BY_MASS
+    )
+    if by_mass:
+        mass = st.segmented_control(
+            "Share of the flow",
+            _MASSES,
+            default=_MASSES[0],
+            required=True,
+            key="mass",
+            format_func=lambda mass: f"{mass:.0%}".replace("%", " %"),
+            width="stretch",
+            help="The graph is made of the edges with the largest flow, as few as carry this share to the tokens. More shows more edges.",
+        )
+        return st.session_state.get("threshold_kept", DEFAULT_THRESHOLD), mass
+    # Kept under another name: a slider that is not drawn for a while loses its value.
+    st.session_state.setdefault("threshold", st.session_state.get("threshold_kept", DEFAULT_THRESHOLD))
+    threshold = st.slider(
+        "Threshold",
+        min_value=0.01,
+        max_value=0.1,
+        step=0.005,
+        format="%.3f",
+        key="threshold",
+        help="An edge is drawn when it contributes more than this share to the node it leads to. Lower shows more edges.",
+    )
+    st.session_state.threshold_kept = threshold
+    return threshold, None
 
 
 def show_facts(service: Service, key: ModelKey, facts: ModelFacts) -> None:

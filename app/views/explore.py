@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import session
-from app.panels import adding, chat, graph, inspector, layers, memory, predictions, sidebar, tuning
+from app.panels import adding, chat, graph, heads_map, honesty, inspector, layers, memory, predictions, sidebar, sources, tuning
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
@@ -30,7 +30,7 @@ def show(service: Service) -> None:
     if st.session_state.get("trace") != trace:
         st.session_state.trace = trace
         graph.forget_position()
-    question = ExplainPrediction(trace, st.session_state.get("target", -1), choices.threshold, choices.renormalize)
+    question = ExplainPrediction(trace, st.session_state.get("target", -1), choices.threshold, choices.renormalize, mass=choices.mass)
     conversation = session.conversation()
     was_chat = session.has_chat_template(service, choices.model)
     conversation.ask(service.engine, question)
@@ -46,10 +46,18 @@ def show(service: Service) -> None:
         return
     left, right = st.columns([2, 1], gap="medium")
     with left:
+        sources.show(service, explanation)
         graph.show(explanation, service.config.debug)
+        honesty.button()
+        heads = st.expander("Heads at a glance", icon=":material/grid_on:", key="heads", on_change="rerun")
+        if heads.open:
+            with heads:
+                heads_map.show(service, explanation)
     with right:
         predictions.show(explanation)
         inspector.show(service, explanation, st.session_state.get("selection"))
+    if session.dialog() == "honesty":
+        honesty.show_dialog(service, explanation)
     below = st.expander("Layers at a glance", icon=":material/layers:", key="layers_open", on_change="rerun")
     if below.open:
         with below:

@@ -6,6 +6,12 @@ const MAGIC = "LTT1";
 const PREFIX_BYTES = 8;
 export const FRAME_VERSION = 1;
 
+/** A head whose edges are to stand out. */
+export interface Highlight {
+  layer: number;
+  head: number;
+}
+
 export interface FrameHeader {
   version: number;
   trace: string;
@@ -19,6 +25,9 @@ export interface FrameHeader {
   selection: Selection | null;
   /** What the array `effect` is about, as in "·Mary − ·John"; null without that array. */
   effect_of: string | null;
+  /** The share of the flow that the graph carries, where that decided what is in it; null: the threshold did. */
+  mass: number | null;
+  highlight: Highlight | null;
 }
 
 export interface FrameArrays {
@@ -116,8 +125,20 @@ function readHeader(bytes: Uint8Array): Record<string, unknown> {
 }
 
 function checkHeader(raw: Record<string, unknown>): FrameHeader {
-  const { trace, n_layers, tokens, target, threshold, renormalized, prediction, probability, selection, effect_of } =
-    raw;
+  const {
+    trace,
+    n_layers,
+    tokens,
+    target,
+    threshold,
+    renormalized,
+    prediction,
+    probability,
+    selection,
+    mass,
+    highlight,
+    effect_of,
+  } = raw;
   if (typeof trace !== "string") throw badHeader("trace", "a string");
   if (!isCount(n_layers) || n_layers === 0) throw badHeader("n_layers", "a positive whole number");
   if (!Array.isArray(tokens) || tokens.length === 0 || !tokens.every((t) => typeof t === "string")) {
@@ -137,7 +158,13 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
     probability: typeof probability === "number" ? probability : null,
     selection: isSelection(selection) ? selection : null,
     effect_of: typeof effect_of === "string" ? effect_of : null,
+    mass: typeof mass === "number" ? mass : null,
+    highlight: isHighlight(highlight) ? highlight : null,
   };
+}
+
+function isHighlight(value: unknown): value is Highlight {
+  return isRecord(value) && isCount(value.layer) && isCount(value.head);
 }
 
 function readArray(bytes: Uint8Array, start: number, name: keyof FrameArrays, spec: unknown) {

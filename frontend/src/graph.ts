@@ -33,6 +33,8 @@ export interface Graph {
   ffnEffects: ReadonlyMap<number, number>;
   /** The end of the scale of effects: the largest size among attention and FFN edges, which add something new to the stream. */
   largestEffect: number;
+  /** Edges that carry the highlighted head, weakest first; null when none is highlighted. */
+  highlighted: readonly number[] | null;
 }
 
 export function buildGraph({ header, arrays }: Frame): Graph {
@@ -82,7 +84,17 @@ export function buildGraph({ header, arrays }: Frame): Graph {
     targetNode,
     ffnEffects,
     largestEffect,
+    highlighted: highlightedEdges(header, arrays, byWeight),
   };
+}
+
+function highlightedEdges({ highlight }: FrameHeader, arrays: FrameArrays, byWeight: Uint32Array) {
+  if (highlight === null) return null;
+  const carriesHead = (edge: number) => {
+    const heads = arrays.head.subarray(arrays.heads_start[edge], arrays.heads_start[edge + 1]);
+    return arrays.layer[edge] === highlight.layer && heads.includes(highlight.head);
+  };
+  return [...byWeight].filter(carriesHead).reverse();
 }
 
 function endpoints(arrays: FrameArrays, edge: number): [NodeRef, NodeRef] {

@@ -29,6 +29,8 @@ export function makeFrame(edges: readonly Edge[], header: Partial<FrameHeader> =
       probability: null,
       selection: null,
       effect_of: null,
+      mass: null,
+      highlight: null,
       ...header,
     },
     arrays: {

@@ -20,6 +20,8 @@ describe("the golden frame that Python wrote", () => {
       probability: 0.75,
       selection: { type: "edge", key: "attention", from: "I0_1", to: "A1_2" },
       effect_of: "·gave − ⏎",
+      mass: null,
+      highlight: null,
     });
   });
 
@@ -111,6 +113,16 @@ describe("bytes that are no frame", () => {
     ],
   ])("%s is refused with a sentence", (_, bytes, expected) => {
     expect(message(bytes)).toMatch(expected);
+  });
+
+  it("a highlight and a mass are read, and anything else in their place is none", () => {
+    const read = (extra: object) => decodeFrame(encode({ ...header, ...extra, arrays }, new Uint8Array(8))).header;
+    expect(read({ highlight: { layer: 2, head: 1 }, mass: 0.9 })).toMatchObject({
+      highlight: { layer: 2, head: 1 },
+      mass: 0.9,
+    });
+    expect(read({ highlight: { layer: -1, head: 1 }, mass: "all" })).toMatchObject({ highlight: null, mass: null });
+    expect(read({})).toMatchObject({ highlight: null, mass: null });
   });
 
   it("a graph without edges is a graph", () => {

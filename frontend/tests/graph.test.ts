@@ -80,3 +80,26 @@ describe("node names", () => {
     expect(parseNodeName(name)).toBeNull();
   });
 });
+
+describe("a highlighted head", () => {
+  const edges: Edge[] = [
+    [0, 1, 0, 2, 0.2, { 3: 0.2 }],
+    [0, 1, 1, 2, 0.5, { 0: 0.3, 3: 0.2 }],
+    [0, 1, 2, 2, 0.1, { 0: 0.1 }],
+    [1, 1, 2, 2, 0.2],
+    [0, 0, 0, 2, 0.4, { 3: 0.4 }],
+  ];
+
+  it("is carried by the edges of its layer that name it, weakest first", () => {
+    expect(makeGraph(edges, { highlight: { layer: 1, head: 3 } }).highlighted).toEqual([0, 1]);
+    expect(makeGraph(edges, { highlight: { layer: 0, head: 3 } }).highlighted).toEqual([4]);
+  });
+
+  it("may be on no route", () => {
+    expect(makeGraph(edges, { highlight: { layer: 0, head: 0 } }).highlighted).toEqual([]);
+  });
+
+  it("is none by default", () => {
+    expect(makeGraph(edges).highlighted).toBeNull();
+  });
+});

@@ -67,8 +67,14 @@ def to_graphml(graph: FlowGraph, model: str) -> str:
     """GraphML, whose attributes are numbers and text: an edge's heads are JSON text."""
     source = graph.to_networkx()
     result = nx.MultiDiGraph(
-        model=_xml_text(model), target=graph.target, threshold=graph.threshold, renormalized=graph.renormalized, n_layers=graph.n_layers
+        model=_xml_text(model),
+        target=graph.target,
+        threshold=graph.threshold,
+        renormalized=graph.renormalized,
+        n_layers=graph.n_layers,
     )
+    if graph.mass is not None:
+        result.graph["mass"] = graph.mass
     for name, attributes in source.nodes(data=True):
         result.add_node(name, **{**attributes, "text": _xml_text(attributes["text"])})
     for tail, head, key, attributes in source.edges(keys=True, data=True):

@@ -155,7 +155,7 @@ class FlowGraph:
     def to_networkx(self) -> nx.MultiDiGraph:
         """Edges carry `weight`, and attention edges `heads` {head: contribution}; their key is "attention", "residual" or "ffn".
 
-        Nodes carry `kind`, `layer`, `position` and the token's `text`; the graph target, threshold and renormalized.
+        Nodes carry `kind`, `layer`, `position` and the token's `text`; the graph target, threshold, renormalized and, if it has one, mass.
         """
         graph = nx.MultiDiGraph(
             target=self.target,
@@ -164,6 +164,8 @@ class FlowGraph:
             n_layers=self.n_layers,
             tokens=list(self.token_texts),
         )
+        if self.mass is not None:
+            graph.graph["mass"] = self.mass
 
         def add(node: Node) -> str:
             attributes: dict[str, Any] = {"kind": node.kind, "layer": node.layer, "position": node.position}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -172,6 +173,17 @@ def test_json_keeps_a_strange_token_exactly(text: str) -> None:
     data = json.loads(written.encode("utf-8"))
     assert [token["text"] for token in data["tokens"]] == ["The", text, text]
     assert data["model"] == text
+
+
+def test_files_of_a_graph_by_mass_say_so() -> None:
+    graph = dataclasses.replace(flow_graph(), mass=0.9, carried=0.91)
+    data = json.loads(files.to_json(graph, "a model"))
+    assert (data["mass"], data["carried"]) == (0.9, 0.91)
+    assert nx.parse_graphml(files.to_graphml(graph, "a model"), node_type=str).graph["mass"] == 0.9
+    assert graph.to_networkx().graph["mass"] == 0.9
+    assert "routes to token 2 that carry 90% of the flow" in files.to_html(graph, "a model")
+    assert "mass" not in flow_graph().to_networkx().graph
+    assert not {"mass", "carried"} & json.loads(files.to_json(flow_graph(), "a model")).keys()
 
 
 def test_json_of_a_graph_without_edges() -> None:

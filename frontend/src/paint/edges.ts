@@ -14,6 +14,8 @@ const MOST_FAR: Record<EdgeKey, number> = { attention: 1200, residual: 2000, ffn
 const KEYS: readonly EdgeKey[] = ["residual", "ffn", "attention"];
 /** How much of their opacity is left to edges that have no direct effect, where effects are shown. */
 const WITHOUT_EFFECT = 0.3;
+/** What the other edges keep of their strength while a head is highlighted. */
+const DIMMED = 0.3;
 
 export interface PaintedEdges {
   count: number;
@@ -29,9 +31,10 @@ export function paintEdges(context: CanvasRenderingContext2D, scene: Scene): Pai
   const { edges, weakest } = edgesInView(scene, isFar(scene) ? MOST_FAR : MOST_NEAR);
   context.lineCap = "butt";
   const scale = strokeScale(scene);
+  const strength = scene.graph.highlighted === null ? 1 : DIMMED;
   for (const { edges: bucket, weight, color, fade } of buckets(scene, edges)) {
     context.strokeStyle = color;
-    context.globalAlpha = fade * edgeOpacity(weight);
+    context.globalAlpha = strength * fade * edgeOpacity(weight);
     context.lineWidth = edgeWidth(weight) * scale;
     context.beginPath();
     for (const edge of bucket) tracePath(context, scene, edge);

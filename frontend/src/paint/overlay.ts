@@ -35,6 +35,7 @@ export function paintOverlay(
   context.clip();
   const column = hover === null ? null : hoveredColumn(hover);
   if (column !== null) paintColumn(context, scene, column, theme.text, HOVER_TINT);
+  if (graph.highlighted !== null) paintHighlighted(context, scene, graph.highlighted);
   if (selection !== null) paintSelection(context, scene, selection);
   if (hover?.type === "edge") {
     emphasiseEdges(context, scene, [hover.edge]);
@@ -51,6 +52,16 @@ export function paintOverlay(
 function hoveredColumn(hit: Hit): number | null {
   if (hit.type === "edge") return null;
   return hit.type === "node" ? hit.node.position : hit.position;
+}
+
+function paintHighlighted(context: CanvasRenderingContext2D, scene: Scene, edges: readonly number[]): void {
+  const { graph, theme } = scene;
+  for (const edge of edges) strokeEdge(context, scene, edge, theme.selection, LIFT);
+  paintNodes(
+    context,
+    scene,
+    edges.flatMap((edge) => endsOf(graph, edge)),
+  );
 }
 
 function paintSelection(context: CanvasRenderingContext2D, scene: Scene, selection: Selection): void {

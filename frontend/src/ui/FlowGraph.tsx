@@ -213,6 +213,7 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
       data-n-edges={graph.nEdges}
       data-target={graph.header.target}
       data-coloring={coloring}
+      data-n-highlighted={graph.highlighted?.length}
     >
       <Toolbar
         status={selection === null ? HINT : describeSelected(graph, selection)}
@@ -254,7 +255,11 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
           }}
         />
         {graph.nEdges === 0 && (
-          <p className="empty">No edge is above {graph.header.threshold}: lower the threshold to see routes.</p>
+          <p className="empty">
+            {graph.header.mass === null
+              ? `No edge is above ${String(graph.header.threshold)}: lower the threshold to see routes.`
+              : "No flow reaches a token: every route ends at a node to which no part contributes."}
+          </p>
         )}
         {hover !== null && <Tooltip graph={graph} theme={theme} coloring={coloring} hover={hover} />}
         <div className="spoken" aria-live="polite" data-testid="graph-focus">
@@ -266,8 +271,7 @@ export function FlowGraph({ graph, theme, mounts, onSelect, onTarget }: Props) {
         effects={coloring === "effect" && effectOf !== null ? { of: effectOf, largest: graph.largestEffect } : null}
         nEdges={graph.nEdges}
         nStrongest={nStrongest}
-        threshold={graph.header.threshold}
-        renormalized={graph.header.renormalized}
+        header={graph.header}
       />
     </div>
   );

@@ -1,5 +1,6 @@
 // The footer: what the marks mean, and how much of the graph is drawn.
 
+import type { FrameHeader } from "../frame";
 import { edgeOpacity, edgeWidth, effectShade } from "../scale";
 import type { EdgeKey } from "../selection";
 import { formatEffect } from "../text";
@@ -24,12 +25,15 @@ interface Props {
   nEdges: number;
   /** How many were painted when not all in view could be, else null. */
   nStrongest: number | null;
-  threshold: number;
-  renormalized: boolean;
+  header: FrameHeader;
 }
 
-export function Legend({ theme, effects, nEdges, nStrongest, threshold, renormalized }: Props) {
-  const count = `${nEdges.toLocaleString("en")} ${nEdges === 1 ? "edge" : "edges"} above ${Number(threshold.toPrecision(THRESHOLD_DIGITS))}`;
+export function Legend({ theme, effects, nEdges, nStrongest, header: { threshold, mass, renormalized } }: Props) {
+  const edges = `${nEdges.toLocaleString("en")} ${nEdges === 1 ? "edge" : "edges"}`;
+  const count =
+    mass === null
+      ? `${edges} above ${Number(threshold.toPrecision(THRESHOLD_DIGITS))}`
+      : `${edges} ${nEdges === 1 ? "carries" : "carry"} ${Number((100 * mass).toPrecision(THRESHOLD_DIGITS))} % of the flow`;
   const help = [
     renormalized
       ? "Weights of a node's kept edges are divided by their sum."

@@ -1,0 +1,61 @@
+"""Sources at a glance: the prompt's tokens as text, each tinted by the share of the routes' flow that ends in it."""
+
+from __future__ import annotations
+
+import html
+
+import streamlit as st
+
+from app.markup import escaped
+from app.session import Service
+from llm_tt.engine.messages import Explanation
+from llm_tt.text import visible
+
+_TINT = "0, 114, 178"
+"""Okabe-Ito blue: text is readable over it up to `_MOST` opacity, black on white and white on black"""
+_MOST = 0.55
+_ROLE_COLOURS = {"system": "#9467bd", "user": "#1c83e1", "assistant": "#21a366", "tool": "#e08700", "special": "#8a8d93"}
+"""As the chat panel has them"""
+_N_NAMED = 3
+_MOST_TOKENS = 2000
+"""Of a longer prompt the strip shows the end: what the browser can lay out without a pause"""
+
+
+def show(service: Service, explanation: Explanation) -> None:
+    """The strip, in which tokens most of the flow ends, and how much was dropped."""
+    st.html(strip(explanation))
+    st.caption(summary(explanation))
+
+
+def strip(explanation: Explanation) -> str:
+    """HTML without scripts; token text is text."""
+    sources = explanation.sources
+    most = float(sources.max()) or 1.0
+    first = max(0, len(sources) - _MOST_TOKENS)
+    tokens = zip(explanation.graph.token_texts, explanation.prompt.roles, sources.tolist(), strict=True)
+    spans = [_span(position, *token, most) for position, token in enumerate(tokens) if position >= first]
+    if first:
+        spans.insert(0, f"<span>{first} tokens before … </span>")
+    style = "line-height:1.75;font-family:monospace;font-size:0.85rem;white-space:pre-wrap;overflow-wrap:anywhere;max-height:8.75em;overflow-y:auto"
+    return f'<div data-testid="sources" role="list" aria-label="Share of the flow that ends in each token" style="{style}">{"".join(spans)}</div>'
+
+
+def _span(position: int, text: str, role: str | None, share: float, most: float) -> str:
+    opacity = _MOST * share / most
+    line = f";border-bottom:2px solid {_ROLE_COLOURS[role]}" if role in _ROLE_COLOURS else ""
+    title = html.escape(f"token {position}: {share:.1%} of the flow" + (f" · {role}" if role else ""))
+    style = f"background:rgba({_TINT},{opacity:.3f});padding:1px 1px;margin-right:1px;border-radius:3px{line}"
+    return f'<span role="listitem" title="{title}" style="{style}">{html.escape(visible(text))}</span><wbr>'
+
+
+def summary(explanation: Explanation) -> str:
+    """Markdown: the tokens with the largest shares, and what was dropped."""
+    graph, sources = explanation.graph, explanation.sources
+    order = [int(token) for token in (-sources).argsort(kind="stable")[:_N_NAMED] if sources[token] > 0]
+    named = ", ".join(f"{escaped(visible(graph.token_texts[token]))} (token {token}) **{sources[token]:.0%}**" for token in order)
+    ends = f"The flow ends in {named}" if named else "No flow reaches a token"
+    kept = "below the threshold" if graph.mass is None else "with the weakest edges"
+    dropped = f"**{explanation.dropped:.0%}** of the flow was dropped {kept}"
+    if not graph.renormalized or not named:
+        return f"{ends} · {dropped}."
+    return f"{ends}, of what was kept · {dropped}, before renormalising."
