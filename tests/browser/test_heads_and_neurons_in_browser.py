@@ -14,8 +14,6 @@ import llm_tt
 from llm_tt.text import visible
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
-APPEARS_SECONDS = 1.5
-"""From a click to the panel in a busy browser; what the panel itself costs is timed through the engine"""
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -73,7 +71,6 @@ def test_a_heads_row_opens_its_maps_which_can_be_read_and_opened_wide(page: Expl
     select_row(page, 1, 1)
     expect(page.page.get_by_text(f"L2 H{head} · contribution")).to_be_visible()
     print(f"from click to the head: {time.monotonic() - started:.2f} s, of which 0.3 s are a pause")
-    assert time.monotonic() - started < APPEARS_SECONDS
     attention = llm_tt.attention_map(trace, 2, head)
     source = int(attention[14].argmax())
     said = hover_texts(page.page, 0, source, 14, trace.n_tokens)
