@@ -1,5 +1,5 @@
-"""The `llm-tt` command: `routes` prints or saves the graph of a prompt, `effects` prints what speaks for and against a token, `check` says whether
-a model can be trusted here."""
+"""The `llm-tt` command: `routes` gives the graph of a prompt, `heads` and `neurons` what its nodes are made of, `effects` what speaks for and
+against a token, `check` whether to trust a model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_tt.config import ModelSpec, load_config
 from llm_tt.errors import LlmTtError, RequestError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, FlowGraph
 from llm_tt.text import ChatMessage
+
+if TYPE_CHECKING:
+    from llm_tt.models.transparent_llm import Trace
 
 _N_SOURCES = 5
 
@@ -51,10 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     routes = commands.add_parser("routes", help="the information-flow routes to one prediction")
-    routes.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
-    routes.add_argument("prompt", metavar="PROMPT", help='the text; "-" reads it from standard input')
-    routes.add_argument("--chat", action="store_true", help="PROMPT is the user's turn, written by the model's chat template")
-    routes.add_argument("--system", metavar="TEXT", help="with --chat: a system prompt")
+    _add_prompt(routes)
     routes.add_argument("--target", type=int, default=-1, help="position of the token whose prediction is explained (default -1, the last)")
     kept = routes.add_mutually_exclusive_group()
     kept.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="keep edges above this (default %(default)s)")
@@ -68,8 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     routes.set_defaults(run=_routes)
 
     effects = commands.add_parser("effects", help="what raises and what lowers a token's logit, or its lead over another token")
-    effects.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
-    effects.add_argument("prompt", metavar="PROMPT", help='the text; "-" reads it from standard input')
+    _add_prompt(effects)
     effects.add_argument(
         "--target", type=int, default=-1, help="position of the token whose prediction is explained (default -1, the last)"
     )
@@ -79,6 +80,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(effects)
     effects.set_defaults(run=_effects)
 
+    heads = commands.add_parser("heads", help="what each attention head contributes at one token, the largest first")
+    _add_prompt(heads)
+    heads.add_argument("--target", type=int, default=-1, help="position of the token whose column is shown (default -1, the last)")
+    heads.add_argument("--layer", type=int, help="this layer only; negative counts from the last")
+    heads.add_argument("--json", action="store_true", help="print the heads as JSON")
+    _add_model_options(heads)
+    heads.set_defaults(run=_heads)
+
+    neurons = commands.add_parser("neurons", help="the neurons of one layer that contribute most at one token")
+    _add_prompt(neurons)
+    neurons.add_argument("--layer", type=int, required=True, help="the layer; negative counts from the last")
+    neurons.add_argument("--position", type=int, default=-1, help="position of the token (default -1, the last)")
+    neurons.add_argument("--top", type=_count, default=20, help="how many neurons (default %(default)s)")
+    neurons.add_argument("--json", action="store_true", help="print the neurons as JSON")
+    _add_model_options(neurons)
+    neurons.set_defaults(run=_neurons)
+
     check = commands.add_parser("check", help="whether a model can be trusted here, and what its tuning changed")
     check.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
     check.add_argument("--base", metavar="BASE", help='the model it was tuned from: folder, hub name or "demo"')
@@ -86,6 +104,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(check)
     check.set_defaults(run=_check)
     return parser
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
+    parser.add_argument("prompt", metavar="PROMPT", help='the text; "-" reads it from standard input')
+    parser.add_argument("--chat", action="store_true", help="PROMPT is the user's turn, written by the model's chat template")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: a system prompt")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number of 1 or more')
+    return int(text)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -113,25 +144,27 @@ def _conversation(prompt: str, system: str | None) -> list[ChatMessage]:
     return [turn] if system is None else [ChatMessage("system", system), turn]
 
 
-def _prompt(given: str) -> str:
-    if given != "-":
-        return given
-    try:
-        return sys.stdin.buffer.read().decode().rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"Standard input is not UTF-8 text (byte {error.start}). Convert it to UTF-8.") from error
-
-
-def _routes(options: argparse.Namespace) -> int:
+def _trace(options: argparse.Namespace) -> Trace:
+    """The model of the options, run once over their prompt."""
+    prompt = options.prompt
     if options.system is not None and not options.chat:
         raise RequestError("--system is a part of a conversation. Add --chat, or put the text into PROMPT.")
-    prompt = _prompt(options.prompt)
-    from llm_tt.export import files
-    from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.buffer.read().decode().rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise RequestError(f"Standard input is not UTF-8 text (byte {error.start}). Convert it to UTF-8.") from error
     from llm_tt.models import load_model
 
     llm = load_model(_model(options), adapter=options.adapter, device=options.device, dtype=options.dtype)
-    trace = llm.trace(_conversation(prompt, options.system) if options.chat else prompt)
+    return llm.trace(_conversation(prompt, options.system) if options.chat else prompt)
+
+
+def _routes(options: argparse.Namespace) -> int:
+    trace = _trace(options)
+    llm = trace.model
+    from llm_tt.export import files
+    from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
 
     renormalize = not options.no_renormalize
     if options.mass is None:
@@ -198,24 +231,21 @@ _N_STRONGEST = 8
 
 
 def _effects(options: argparse.Namespace) -> int:
-    prompt = _prompt(options.prompt)
+    trace = _trace(options)
     from llm_tt.lens.direct_effects import typed_token
     from llm_tt.lens.effects import direct_effects
-    from llm_tt.models import load_model
 
-    llm = load_model(_model(options), adapter=options.adapter, device=options.device, dtype=options.dtype)
-    trace = llm.trace(prompt)
     token, contrast = (None if typed is None else typed_token(typed) for typed in (options.token, options.contrast))
     effects = direct_effects(trace, options.target, token, contrast)
     if options.json:
-        print(json.dumps(effects.to_dict(), ensure_ascii=False, allow_nan=False))
+        _print_json(effects.to_dict())
         return 0
     asked = repr(effects.token_text)
     if effects.contrast_text is not None:
         asked += f" and not {effects.contrast_text!r}"
     what = "logit" if effects.contrast_id is None else "difference of logits"
     capped = "" if effects.capped_logit is None else f" (after the soft cap {effects.capped_logit:.3f})"
-    print(f"Why {asked} after {trace.token_texts[effects.target]!r} (token {effects.target}) in {llm.info.name}:")
+    print(f"Why {asked} after {trace.token_texts[effects.target]!r} (token {effects.target}) in {trace.model.info.name}:")
     print(f"{what} {effects.logit:.3f}{capped}, sum of all parts {effects.total:.3f}")
     for note in effects.notes:
         print(note)
@@ -226,12 +256,53 @@ def _effects(options: argparse.Namespace) -> int:
     return 0
 
 
+def _heads(options: argparse.Namespace) -> int:
+    trace = _trace(options)
+    from llm_tt.flow.heads import head_shares
+
+    target = trace.position(options.target)
+    layers = range(trace.n_layers) if options.layer is None else [trace.layer(options.layer)]
+    shares = sorted((share for layer in layers for share in head_shares(trace, layer, target)), key=lambda share: -share.contribution)
+    texts = trace.token_texts
+    if options.json:
+        heads = [{**asdict(share), "source_token": texts[share.source]} for share in shares]
+        _print_json({"model": trace.model.info.name, "target": target, "tokens": texts, "heads": heads})
+        return 0
+    print(f"Contribution of each head to the residual stream after attention at {texts[target]!r} (token {target}):")
+    print("layer  head  contribution  mostly from")
+    for share in shares:
+        origin = f"{share.from_source:.4f} from {texts[share.source]!r} (token {share.source})" if share.from_source else ""
+        print(f"{share.layer:>5}  {share.head:>4}  {share.contribution:>12.4f}  {origin}".rstrip())
+    return 0
+
+
+def _neurons(options: argparse.Namespace) -> int:
+    trace = _trace(options)
+    from llm_tt.flow.contributions import neuron_shares
+
+    layer, position = trace.layer(options.layer), trace.position(options.position)
+    shares, texts = neuron_shares(trace, layer, position, options.top), trace.token_texts
+    if options.json:
+        content = {"model": trace.model.info.name, "layer": layer, "position": position, "tokens": texts}
+        _print_json({**content, "neurons": [asdict(share) for share in shares]})
+        return 0
+    print(f"Contribution of neurons to the residual stream after the FFN of layer {layer} at {texts[position]!r} (token {position}):")
+    print("contribution  activation  name")
+    for share in shares:
+        print(f"{share.contribution:>12.4f}  {share.activation:>10.4f}  {share.name}")
+    return 0
+
+
+def _print_json(content: object) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
 def _check(options: argparse.Namespace) -> int:
     from llm_tt.check import check
 
     report = check(_model(options), adapter=options.adapter, base=options.base, device=options.device, dtype=options.dtype)
     if options.json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+        _print_json(report.to_dict())
     elif report.is_empty:
         print(f"llm-tt: {report.failure}", file=sys.stderr)
     else:

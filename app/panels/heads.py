@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from llm_tt.text import visible
 _COLORS = "Cividis"
 _MARK = "#E69F00"
 _LABEL_LENGTH = 16
+_LABEL_PIXELS = 18
 _TABLE_HEIGHT = 248
 _CHART = {"displayModeBar": False}
 
@@ -172,13 +174,8 @@ def heatmap(report: HeadReport, texts: Sequence[str], kind: str, height: int = 3
     figure.update_layout(
         height=height,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        xaxis={"type": "category", "showgrid": False, "tickangle": -60, "title": {"text": _axis("from", columns, texts)}},
-        yaxis={
-            "type": "category",
-            "showgrid": False,
-            "autorange": "reversed",
-            "title": {"text": _axis("to", rows, texts)},
-        },
+        xaxis={**_axis("from", columns, texts, height), "tickangle": -60},
+        yaxis={**_axis("to", rows, texts, height), "autorange": "reversed"},
         plot_bgcolor="rgba(0,0,0,0)",
         paper_bgcolor="rgba(0,0,0,0)",
     )
@@ -203,5 +200,8 @@ def label(text: str, position: int) -> str:
     return f"{escape(shown, quote=False)}<sub>{position}</sub>"
 
 
-def _axis(name: str, window: range, texts: Sequence[str]) -> str:
-    return name if len(window) == len(texts) else f"{name} (tokens {window.start} to {window.stop - 1} of {len(texts)})"
+def _axis(name: str, window: range, texts: Sequence[str], height: int) -> dict[str, Any]:
+    title = name if len(window) == len(texts) else f"{name} (tokens {window.start} to {window.stop - 1} of {len(texts)})"
+    axis: dict[str, Any] = {"type": "category", "showgrid": False, "title": {"text": title}, "tickfont": {"size": 10}}
+    # Every token has its label where they do not overlap; else plotly leaves some out.
+    return axis | ({"dtick": 1} if len(window) * _LABEL_PIXELS <= height else {})

@@ -12,7 +12,7 @@ import streamlit as st
 from app.session import Service
 from llm_tt.engine.messages import Explanation, ReadHeads
 from llm_tt.errors import LlmTtError
-from llm_tt.flow.heads import LABEL_ABOVE, ROLES, HeadRoles, Role
+from llm_tt.flow.head_roles import LABEL_ABOVE, ROLES, HeadRoles, Role
 
 _COLORS = "Cividis"
 _MARK = "#d55e00"

@@ -14,7 +14,7 @@ import llm_tt
 from llm_tt.engine.local import LocalEngine
 from llm_tt.engine.messages import CheckTrace, ExplainPrediction, ReadHeads
 from llm_tt.errors import RequestError
-from llm_tt.flow.heads import ROLES
+from llm_tt.flow.head_roles import ROLES
 from llm_tt.models import identities
 
 NAMES = ("gpt2", "llama")
