@@ -1,4 +1,4 @@
-"""Text from models and users, made safe for Streamlit's Markdown."""
+"""Text from models and users, made safe for Streamlit's Markdown; numbers with their sign."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>~$|#:])")
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is."""
     return _SPECIAL.sub(r"\\\1", text)
+
+
+def signed(value: float) -> str:
+    """+1.234 or −1.234: a hyphen before a number would be read as a list or a dash."""
+    return f"{value:+.3f}".replace("-", "\u2212")

@@ -162,3 +162,12 @@ def _place(data: bytes, start: int, piece: bytes) -> Span | None:
 def visible(text: str) -> str:
     """Token text for a table cell or a plot: spaces, newlines and tabs as marks, so that " Mary" and "Mary" differ."""
     return "".join(_MARKS.get(character, character) for character in text) or "\u2205"
+
+
+def unmarked(text: str) -> str:
+    """The inverse of `visible`, for text that a person copied or typed as it is shown."""
+    if text == "\u2205":
+        return ""
+    for character, mark in _MARKS.items():
+        text = text.replace(mark, character)
+    return text

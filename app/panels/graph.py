@@ -12,16 +12,17 @@ from llm_tt.components.graph import flow_graph
 from llm_tt.components.graph.frame import pack
 from llm_tt.engine.messages import Explanation, TraceKey
 from llm_tt.export import files
+from llm_tt.lens.direct_effects import DirectEffects
 
 KEY = "graph"
 HEIGHT = 720
 _VERSION = 1
 
 
-def show(explanation: Explanation, debug: bool) -> None:
-    """Draw the graph and offer it as a file; with `debug`, say what it cost."""
+def show(explanation: Explanation, debug: bool, effects: DirectEffects | None = None) -> None:
+    """Draw the graph, with direct effects if there are any, and offer it as a file; with `debug`, say what it cost."""
     flow_graph(
-        _frame(explanation, st.session_state.get("selection")),
+        _frame(explanation, st.session_state.get("selection"), effects),
         key=KEY,
         height=HEIGHT,
         on_selection_change=_take_selection,
@@ -58,7 +59,7 @@ def forget_position() -> None:
     st.session_state.pop("selection", None)
 
 
-def _frame(explanation: Explanation, selection: Mapping[str, Any] | None) -> bytes:
+def _frame(explanation: Explanation, selection: Mapping[str, Any] | None, effects: DirectEffects | None) -> bytes:
     graph, predictions = explanation.graph, explanation.predictions
     header = {
         "version": _VERSION,
@@ -71,9 +72,13 @@ def _frame(explanation: Explanation, selection: Mapping[str, Any] | None) -> byt
         "prediction": predictions.texts[0],
         "probability": float(predictions.probabilities[0]) if predictions.probabilities is not None else None,
         "selection": dict(selection) if selection else None,
+        "effect_of": None if effects is None else effects.of,
     }
     names = ("kind", "layer", "source", "destination", "weight", "heads_start", "head", "head_weight")
-    return pack(header, {name: getattr(graph, name) for name in names})
+    arrays = {name: getattr(graph, name) for name in names}
+    if effects is not None:
+        arrays["effect"] = effects.of_edges(graph)
+    return pack(header, arrays)
 
 
 def trace_id(key: TraceKey) -> str:

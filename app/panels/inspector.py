@@ -9,10 +9,13 @@ import pandas as pd
 import streamlit as st
 
 from app import session
+from app.markup import signed
+from app.panels import question as asking
 from app.session import Service
 from llm_tt.engine.messages import EdgeReport, Explanation, InspectEdge, InspectNode, NodeReport
 from llm_tt.errors import LlmTtError
 from llm_tt.flow.graph import Edge, FlowGraph, Node
+from llm_tt.lens.direct_effects import DirectEffects
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.text import visible
 
@@ -37,13 +40,16 @@ def show(service: Service, explanation: Explanation, selection: Mapping[str, Any
             session.conversation().again()
             st.rerun()
         return
+    effects = asking.effects(service, explanation)
+    logit = None if effects is None else asking.logit(effects)
     try:
         if selection.get("type") == "edge":
-            question = InspectEdge(explanation.trace, str(selection["from"]), str(selection["to"]), selection["key"])
-            _edge(explanation.graph, service.engine.answer(question))
+            question = InspectEdge(explanation.trace, str(selection["from"]), str(selection["to"]), selection["key"], logit)
+            _edge(explanation.graph, service.engine.answer(question), effects)
         else:
             normalize = st.session_state.get("normalize", True)
-            _node(explanation.graph, service.engine.answer(InspectNode(explanation.trace, str(selection["node"]), normalize=normalize)))
+            asked = InspectNode(explanation.trace, str(selection["node"]), normalize=normalize, logit=logit)
+            _node(explanation.graph, service.engine.answer(asked), effects)
     except LlmTtError as error:
         st.error(str(error), icon=":material/error:")
         st.caption("Click a node or an edge of the graph to select something else.")
@@ -64,10 +70,13 @@ def _how_to_read(explanation: Explanation) -> None:
         st.info("No edge passes this threshold. Lower it in the sidebar.", icon=":material/info:")
 
 
-def _node(graph: FlowGraph, report: NodeReport) -> None:
+def _node(graph: FlowGraph, report: NodeReport, effects: DirectEffects | None) -> None:
     node = Node.parse(report.node)
     place = _KINDS[node.kind].format(layer=node.layer)
     _title(report.token_text, node.position, place)
+    if effects is not None:
+        what = "token embedding" if report.block is None else f"{report.block} block"
+        st.markdown(f"What the {what} wrote here: {_effect(report.effect, effects)}", help=_EFFECT_HELP)
     st.toggle(
         "Normalise before unembedding",
         value=True,
@@ -132,7 +141,20 @@ def _effects(name: str, table: TokenTable) -> None:
     )
 
 
-def _edge(graph: FlowGraph, report: EdgeReport) -> None:
+_EFFECT_HELP = (
+    "In logits. Only what is written to the target's own column has a direct effect on its logits; "
+    "the rest reaches them through later attention."
+)
+
+
+def _effect(effect: float | None, effects: DirectEffects) -> str:
+    of = effects.of.replace("`", "\u02cb")
+    if effect is None:
+        return f"no direct effect on `{of}`"
+    return f"direct effect **{signed(effect)}** on `{of}`"
+
+
+def _edge(graph: FlowGraph, report: EdgeReport, effects: DirectEffects | None) -> None:
     source, destination = Node.parse(report.source), Node.parse(report.destination)
     _title(graph.token_texts[source.position], source.position, _KINDS[source.kind].format(layer=source.layer))
     st.markdown(":material/arrow_downward:")
@@ -141,6 +163,8 @@ def _edge(graph: FlowGraph, report: EdgeReport) -> None:
         (edge for edge in graph.edges() if edge.kind.key == report.key and _names(edge) == (report.source, report.destination)), None
     )
     st.markdown(f"**{report.key} edge** · contribution **{report.contribution:.3f}** · {_how_drawn(graph, edge, report)}")
+    if effects is not None:
+        st.markdown(_effect(report.effect, effects), help=_EFFECT_HELP)
     if not report.heads:
         return
     table = pd.DataFrame(
@@ -150,6 +174,8 @@ def _edge(graph: FlowGraph, report: EdgeReport) -> None:
             "drawn": [edge.heads.get(head) if edge else None for head, _ in report.heads],
         }
     )
+    if report.head_effects is not None:
+        table["effect"] = report.head_effects
     st.dataframe(
         table,
         hide_index=True,
@@ -162,6 +188,9 @@ def _edge(graph: FlowGraph, report: EdgeReport) -> None:
             ),
             "drawn": st.column_config.NumberColumn(
                 "drawn", format="%.4f", help="Weight in the graph, renormalised if that is on; empty when at or below the threshold."
+            ),
+            "effect": st.column_config.NumberColumn(
+                "effect", format="%+.3f", help="Direct effect on what is in question, in logits: below 0 the head works against it."
             ),
         },
     )

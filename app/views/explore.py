@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import session
 from app.panels import adding, chat, graph, inspector, memory, predictions, sidebar, tuning
+from app.panels import question as asking
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
@@ -46,9 +47,10 @@ def show(service: Service) -> None:
         return
     left, right = st.columns([2, 1], gap="medium")
     with left:
-        graph.show(explanation, service.config.debug)
+        graph.show(explanation, service.config.debug, asking.effects(service, explanation))
     with right:
         predictions.show(explanation)
+        asking.show(service, explanation)
         inspector.show(service, explanation, st.session_state.get("selection"))
     chat.show_received(explanation)
     sidebar.show_facts(service, explanation.trace.model, explanation.facts)
