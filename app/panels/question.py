@@ -125,13 +125,13 @@ def _parts(effects: DirectEffects) -> None:
         height=min(35 * len(shown) + 38, 340),
         placeholder="",
         column_config={
-            "part": st.column_config.TextColumn("part", help="L2 H1: layer 2, head 1, summed over the tokens it reads."),
-            "effect": st.column_config.NumberColumn("effect", format="%+.3f", help="In logits."),
+            "part": st.column_config.TextColumn("part", width=84, help="L2 H1: layer 2, head 1, summed over the tokens it reads."),
+            "effect": st.column_config.NumberColumn("effect", width=62, format="%+.3f", help="In logits."),
             "lowers": st.column_config.ProgressColumn(
-                "against", min_value=0, max_value=most, format=" ", color="orange", help="How much it lowers what is explained."
+                "against", width=70, min_value=0, max_value=most, format=" ", color="orange", help="How much it lowers what is explained."
             ),
             "raises": st.column_config.ProgressColumn(
-                "for", min_value=0, max_value=most, format=" ", color="blue", help="How much it raises what is explained."
+                "for", width=70, min_value=0, max_value=most, format=" ", color="blue", help="How much it raises what is explained."
             ),
         },
     )
