@@ -1,4 +1,4 @@
-"""Text from models and users, made safe for Streamlit's Markdown and for plotly."""
+"""Text from models and users, made safe for Streamlit's Markdown and for plotly; numbers with their sign."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def escaped(text: str) -> str:
 def plotly_text(text: str) -> str:
     """Text that plotly shows as it is in labels, legends and hover boxes, where it would read some HTML."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def signed(value: float) -> str:
+    """+1.234 or −1.234: a hyphen before a number would be read as a list or a dash."""
+    return f"{value:+.3f}".replace("-", "\u2212")

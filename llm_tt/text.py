@@ -166,5 +166,9 @@ def visible(text: str) -> str:
 
 
 def unmarked(text: str) -> str:
-    """`visible` read backwards: what a user means who types a token as it is shown."""
-    return "".join(_CHARACTERS.get(mark, mark) for mark in text)
+    """The inverse of `visible`, for text that a person copied or typed as it is shown."""
+    if text == "\u2205":
+        return ""
+    for character, mark in _MARKS.items():
+        text = text.replace(mark, character)
+    return text

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from families import byte_level_tokenizer, metaspace_tokenizer
 
-from llm_tt.text import TokenTexts, align, show_bytes
+from llm_tt.text import TokenTexts, align, show_bytes, unmarked, visible
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +190,8 @@ def test_offsets_of_sentencepiece_leave_out_the_spaces_that_it_adds(text: str, e
 )
 def test_tokens_whose_bytes_are_not_the_texts_have_no_offsets(text: str, pieces: list, expected: list | None) -> None:
     assert align(text, pieces) == expected
+
+
+@pytest.mark.parametrize("text", [" Mary", "Mary", "\n", "\t\r\n x", "", "a b"])
+def test_what_is_shown_can_be_typed(text: str) -> None:
+    assert unmarked(visible(text)) == text

@@ -13,16 +13,17 @@ from llm_tt.components.graph import flow_graph
 from llm_tt.components.graph.frame import pack
 from llm_tt.engine.messages import Explanation, TraceKey
 from llm_tt.export import files
+from llm_tt.lens.direct_effects import DirectEffects
 
 KEY = "graph"
 HEIGHT = 720
 _VERSION = 1
 
 
-def show(explanation: Explanation, debug: bool) -> None:
-    """Draw the graph and offer it as a file; with `debug`, say what it cost."""
+def show(explanation: Explanation, debug: bool, effects: DirectEffects | None = None) -> None:
+    """Draw the graph, with direct effects if there are any, and offer it as a file; with `debug`, say what it cost."""
     flow_graph(
-        _frame(explanation, st.session_state.get("selection")),
+        _frame(explanation, st.session_state.get("selection"), effects),
         key=KEY,
         height=HEIGHT,
         on_selection_change=_take_selection,
@@ -60,7 +61,7 @@ def forget_position() -> None:
     heads_map.forget()
 
 
-def _frame(explanation: Explanation, selection: Mapping[str, Any] | None) -> bytes:
+def _frame(explanation: Explanation, selection: Mapping[str, Any] | None, effects: DirectEffects | None) -> bytes:
     graph, predictions = explanation.graph, explanation.predictions
     header = {
         "version": _VERSION,
@@ -75,9 +76,13 @@ def _frame(explanation: Explanation, selection: Mapping[str, Any] | None) -> byt
         "selection": dict(selection) if selection else None,
         "mass": graph.mass,
         "highlight": heads_map.highlight(),
+        "effect_of": None if effects is None else effects.of,
     }
     names = ("kind", "layer", "source", "destination", "weight", "heads_start", "head", "head_weight")
-    return pack(header, {name: getattr(graph, name) for name in names})
+    arrays = {name: getattr(graph, name) for name in names}
+    if effects is not None:
+        arrays["effect"] = effects.of_edges(graph)
+    return pack(header, arrays)
 
 
 def trace_id(key: TraceKey) -> str:

@@ -43,6 +43,8 @@ class Heads:
     """for an edge: weights in the graph"""
     mostly_from: Sequence[int] | None = None
     """for a node: the source token from which most comes, as `shares`"""
+    effects: Sequence[float] | None = None
+    """for an edge into the target's column: direct effects on what is in question, as `shares`"""
 
 
 def of_node(service: Service, explanation: Explanation, layer: int, position: int) -> Heads:
@@ -92,6 +94,8 @@ def _table(explanation: Explanation, heads: Heads) -> int | None:
     if heads.mostly_from is not None:
         texts = explanation.graph.token_texts
         columns["from"] = [None, *(f"{visible(texts[source])} ({source})" for source in heads.mostly_from)]
+    if heads.effects is not None:
+        columns["effect"] = [sum(heads.effects), *heads.effects]
     state = st.dataframe(
         pd.DataFrame(columns),
         hide_index=True,
@@ -112,6 +116,9 @@ def _table(explanation: Explanation, heads: Heads) -> int | None:
             ),
             "drawn": st.column_config.NumberColumn(
                 "drawn", format="%.4f", help="Weight in the graph, renormalised if that is on; empty when at or below the threshold."
+            ),
+            "effect": st.column_config.NumberColumn(
+                "effect", format="%+.3f", help="Direct effect on what is in question, in logits: below 0 the head works against it."
             ),
             "from": st.column_config.TextColumn("mostly from", help="The token (and its position) from which the head brings most."),
         },

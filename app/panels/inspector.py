@@ -8,11 +8,14 @@ from typing import Any
 import streamlit as st
 
 from app import session
+from app.markup import signed
 from app.panels import heads, neurons, token_tables
+from app.panels import question as asking
 from app.session import Service
 from llm_tt.engine.messages import EdgeReport, Explanation, InspectEdge, InspectNode, NodeReport
 from llm_tt.errors import LlmTtError, RequestError
 from llm_tt.flow.graph import Edge, FlowGraph, Node
+from llm_tt.lens.direct_effects import DirectEffects
 
 _TABS = {"X": ("Tokens",), "A": ("Tokens", "Heads"), "M": ("Tokens", "Neurons"), "I": ("Tokens", "Neurons")}
 _KINDS = {
@@ -38,12 +41,14 @@ def show(service: Service, explanation: Explanation, selection: Mapping[str, Any
         return
     # Kept while no toggle is drawn; Streamlit forgets the state of widgets that are not.
     st.session_state.normalize = st.session_state.get("normalize", True)
+    effects = asking.effects(service, explanation)
+    logit = None if effects is None else asking.logit(effects)
     try:
         if selection.get("type") == "edge":
-            question = InspectEdge(explanation.trace, str(selection["from"]), str(selection["to"]), selection["key"])
-            _edge(service, explanation, service.engine.answer(question))
+            question = InspectEdge(explanation.trace, str(selection["from"]), str(selection["to"]), selection["key"], logit)
+            _edge(service, explanation, service.engine.answer(question), effects)
         else:
-            _node(service, explanation, Node.parse(str(selection["node"])))
+            _node(service, explanation, Node.parse(str(selection["node"])), effects)
     except LlmTtError as error:
         st.error(str(error), icon=":material/error:")
         st.caption("Click a node or an edge of the graph to select something else.")
@@ -64,7 +69,7 @@ def _how_to_read(explanation: Explanation) -> None:
         st.info("No edge passes this threshold. Lower it in the sidebar.", icon=":material/info:")
 
 
-def _node(service: Service, explanation: Explanation, node: Node) -> None:
+def _node(service: Service, explanation: Explanation, node: Node, effects: DirectEffects | None) -> None:
     graph = explanation.graph
     if node.position >= graph.n_tokens or node.layer >= graph.n_layers:
         raise RequestError(f"This graph has no node {node.name}: it has {graph.n_tokens} tokens and {graph.n_layers} layers.")
@@ -77,10 +82,15 @@ def _node(service: Service, explanation: Explanation, node: Node) -> None:
     elif tab == "Neurons":
         neurons.show(service, explanation, node.layer, node.position, normalize)
     else:
-        _words(service.engine.answer(InspectNode(explanation.trace, node.name, normalize=normalize)), node, normalize)
+        logit = None if effects is None else asking.logit(effects)
+        report = service.engine.answer(InspectNode(explanation.trace, node.name, normalize=normalize, logit=logit))
+        _words(report, node, normalize, effects)
 
 
-def _words(report: NodeReport, node: Node, normalize: bool) -> None:
+def _words(report: NodeReport, node: Node, normalize: bool, effects: DirectEffects | None) -> None:
+    if effects is not None:
+        what = "token embedding" if report.block is None else f"{report.block} block"
+        st.markdown(f"What the {what} wrote here: {_effect(report.effect, effects)}", help=_EFFECT_HELP)
     top_tab, effect_tab = "Top tokens", "Promoted and suppressed"
     names = [name for name, present in ((top_tab, report.top), (effect_tab, report.promoted)) if present is not None]
     tabs = dict(zip(names, st.tabs(names), strict=True))
@@ -131,7 +141,20 @@ def _normalize() -> bool:
     )
 
 
-def _edge(service: Service, explanation: Explanation, report: EdgeReport) -> None:
+_EFFECT_HELP = (
+    "In logits. Only what is written to the target's own column has a direct effect on its logits; "
+    "the rest reaches them through later attention."
+)
+
+
+def _effect(effect: float | None, effects: DirectEffects) -> str:
+    of = effects.of.replace("`", "\u02cb")
+    if effect is None:
+        return f"no direct effect on `{of}`"
+    return f"direct effect **{signed(effect)}** on `{of}`"
+
+
+def _edge(service: Service, explanation: Explanation, report: EdgeReport, effects: DirectEffects | None) -> None:
     graph = explanation.graph
     source, destination = Node.parse(report.source), Node.parse(report.destination)
     _title(graph.token_texts[source.position], source.position, _KINDS[source.kind].format(layer=source.layer))
@@ -141,9 +164,11 @@ def _edge(service: Service, explanation: Explanation, report: EdgeReport) -> Non
         (edge for edge in graph.edges() if edge.kind.key == report.key and _names(edge) == (report.source, report.destination)), None
     )
     st.markdown(f"**{report.key} edge** · contribution **{report.contribution:.3f}** · {_how_drawn(graph, edge, report)}")
+    if effects is not None:
+        st.markdown(_effect(report.effect, effects), help=_EFFECT_HELP)
     if report.key == "attention":
         drawn = edge.heads if edge is not None else {}
-        at = heads.Heads(destination.layer, destination.position, source.position, report.heads, drawn=drawn)
+        at = heads.Heads(destination.layer, destination.position, source.position, report.heads, drawn=drawn, effects=report.head_effects)
         heads.show(service, explanation, at, _normalize())
     elif report.key == "ffn":
         neurons.show(service, explanation, destination.layer, destination.position, _normalize())

@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import session
 from app.panels import adding, chat, graph, heads_map, honesty, inspector, layers, memory, predictions, sidebar, sources, tuning
+from app.panels import question as asking
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
@@ -47,7 +48,7 @@ def show(service: Service) -> None:
     left, right = st.columns([2, 1], gap="medium")
     with left:
         sources.show(service, explanation)
-        graph.show(explanation, service.config.debug)
+        graph.show(explanation, service.config.debug, asking.effects(service, explanation))
         honesty.button()
         heads = st.expander("Heads at a glance", icon=":material/grid_on:", key="heads", on_change="rerun")
         if heads.open:
@@ -55,6 +56,7 @@ def show(service: Service) -> None:
                 heads_map.show(service, explanation)
     with right:
         predictions.show(explanation)
+        asking.show(service, explanation)
         inspector.show(service, explanation, st.session_state.get("selection"))
     if session.dialog() == "honesty":
         honesty.show_dialog(service, explanation)

@@ -110,7 +110,7 @@ def test_a_selected_node_is_read_and_survives_another_threshold(start: Start, tr
     assert frame(at)[0]["selection"] == {"type": "node", "node": "I1_4"}
     block = trace.blocks[1]
     expected = top_tokens(trace.model, block.resid_post[4], 30, block.resid_mid[4])
-    table = at.dataframe[1].value
+    table = at.dataframe[2].value
     assert table["token"].tolist() == [visible(text) for text in expected.texts]
     assert table["score"].tolist() == pytest.approx(expected.scores.tolist(), abs=1e-4)
     assert expected.rank_changes is not None
@@ -127,7 +127,7 @@ def test_a_selected_edge_shows_its_heads(start: Start, trace: llm_tt.Trace) -> N
     edge = next(edge for edge in llm_tt.extract_routes(trace).edges() if edge.kind.key == "attention")
     source, destination = (node.name for node in edge.ends)
     at.session_state["selection"] = {"type": "edge", "key": "attention", "from": source, "to": destination}
-    table = answered(at).dataframe[1].value
+    table = answered(at).dataframe[2].value
     contributions = llm_tt.attention_contributions(trace, edge.layer, [edge.destination]).edges[0, edge.source]
     assert table["head"][0] == "all heads"
     shares = [float(contributions.sum()), *sorted(contributions.tolist(), reverse=True)]

@@ -56,8 +56,8 @@ class ExplorePage:
         return self.page.get_by_test_id("stMainBlockContainer").inner_text()
 
     def cells(self, table: int, column: int) -> list[str]:
-        """The cells of one column of a Streamlit data frame, which draws on a canvas and keeps a table for screen readers."""
-        frame: Locator = self.page.get_by_test_id("stDataFrame").nth(table)
+        """The cells of one column of a visible Streamlit data frame, which draws on a canvas and keeps a table for screen readers."""
+        frame: Locator = self.page.get_by_test_id("stDataFrame").filter(visible=True).nth(table)
         frame.wait_for(timeout=_TIMEOUT)
         cells = frame.locator(f"[role=gridcell][aria-colindex='{column + 1}']")
         cells.first.wait_for(state="attached", timeout=_TIMEOUT)
