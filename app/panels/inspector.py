@@ -65,7 +65,7 @@ def _how_to_read(explanation: Explanation) -> None:
         "- **Click a node** to see what it says in words, **an edge** to see its heads, **a triangle** above a column to explain "
         "that token's prediction instead."
     )
-    if graph.n_edges == 0:
+    if graph.n_edges == 0 and graph.mass is None:
         st.info("No edge passes this threshold. Lower it in the sidebar.", icon=":material/info:")
 
 
@@ -184,6 +184,8 @@ def _names(edge: Edge) -> tuple[str, str]:
 def _how_drawn(graph: FlowGraph, edge: Edge | None, report: EdgeReport) -> str:
     if edge is not None:
         return f"drawn as **{edge.weight:.3f}**"
+    if graph.mass is not None:
+        return f"not drawn: not among the edges that carry {graph.mass:.0%} of the flow"
     strongest = max((contribution for _, contribution in report.heads), default=report.contribution)
     return "not drawn: below the threshold" if strongest <= graph.threshold else "not drawn: not on the routes to this target"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -13,8 +14,6 @@ from running_app import SCREENSHOTS, App
 import llm_tt
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
-SHOWN_SECONDS = 1.5
-"""From the click to the drawn map, the browser's own second for loading plotly included"""
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -98,9 +97,8 @@ def test_a_cell_that_is_clicked_shows_the_edges_of_its_head(page: ExplorePage, t
     screenshot(page, "heads-map")
     mounts = page.data("mounts")
     page.page.get_by_role("button", name="Show all edges alike").click()
-    expect(page.graph).not_to_have_attribute("data-n-highlighted", "1")
+    expect(page.graph).not_to_have_attribute("data-n-highlighted", re.compile(r"\d"))
     page.settle()
-    assert page.graph.get_attribute("data-n-highlighted") is None
     assert page.data("mounts") == mounts
 
 
