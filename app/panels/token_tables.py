@@ -58,9 +58,9 @@ def _effects(name: str, column: str, texts: tuple[str, ...], sizes: Any, largest
         hide_index=True,
         height=height,
         column_config={
-            "token": st.column_config.TextColumn(name, width=68, help=DOT),
+            "token": st.column_config.TextColumn(name, width=76, help=DOT),
             "size": st.column_config.ProgressColumn(
-                column, width=88, min_value=0, max_value=largest, format="%.2f", help=f"How much it {column.split()[0]} the token's logit."
+                column, width=86, min_value=0, max_value=largest, format="%.3f", help=f"How much it {column.split()[0]} the token's logit."
             ),
         },
     )

@@ -23,8 +23,8 @@ _PIECE_BYTES = 16 * 2**20
 """Rows of all heads are made for as many tokens at a time as fit into this"""
 _KEPT_BYTES = 64 * 2**20
 """Contributions of a map that take more are not kept with the trace"""
-_MAX_PARTS = 2**24
-"""Parts (target, source, head) that a map made on the fly may have to compute"""
+_MAX_PARTS, _MIN_ROWS = 2**21, 16
+"""Parts (target, source, head) that the map to show may have to compute, about a second's work; and the rows that it has whatever they cost"""
 
 
 def attention_map(trace: Trace, layer: int, head: int | None = None, rows: range | None = None, columns: range | None = None) -> Tensor:
@@ -114,7 +114,7 @@ def map_window(trace: Trace, layer: int, position: int, source: int | None = Non
         RequestError: no such layer or position.
     """
     layer, position = trace.layer(layer), trace.position(position)
-    n_rows = min(side, max(32, _MAX_PARTS // (trace.n_tokens * n_heads(trace, layer))))
+    n_rows = min(side, max(_MIN_ROWS, _MAX_PARTS // (trace.n_tokens * n_heads(trace, layer))))
     rows = _around(position, n_rows, trace.n_tokens)
     middle = position if source is None else trace.position(source)
     # Sources lie before their target, so the window ends with the rows where it can.

@@ -218,13 +218,13 @@ def test_a_map_of_too_many_cells_is_refused_with_the_numbers() -> None:
     ("n_tokens", "n_heads", "position", "source", "rows", "columns"),
     [
         (20, 4, 7, None, range(20), range(20)),
-        (512, 32, 511, 3, range(512), range(512)),
+        (512, 32, 511, 3, range(384, 512), range(512)),
         (1000, 1, 999, None, range(488, 1000), range(488, 1000)),
         (1000, 1, 600, 550, range(344, 856), range(344, 856)),
         (1000, 1, 999, 2, range(488, 1000), range(512)),
         (1000, 1, 10, None, range(512), range(512)),
-        (8192, 32, -1, None, range(8128, 8192), range(7680, 8192)),
-        (8192, 32, 100, None, range(68, 132), range(512)),
+        (8192, 32, -1, None, range(8176, 8192), range(7680, 8192)),
+        (8192, 32, 100, None, range(92, 108), range(512)),
     ],
 )
 def test_windows_hold_target_and_source(
