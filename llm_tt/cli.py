@@ -1,4 +1,5 @@
-"""The `llm-tt` command: `routes` prints or saves the graph of a prompt, `check` says whether a model can be trusted here."""
+"""The `llm-tt` command: `routes` prints or saves the graph of a prompt, `lens` how tokens fare through the layers, `check` says whether a model
+can be trusted here."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from llm_tt.config import ModelSpec, load_config
 from llm_tt.errors import LlmTtError, RequestError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, FlowGraph
+from llm_tt.lens.layer_tables import Trajectories
 from llm_tt.text import ChatMessage
 
 
@@ -49,9 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
     routes = commands.add_parser("routes", help="the information-flow routes to one prediction")
     routes.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
-    routes.add_argument("prompt", metavar="PROMPT", help='the text; "-" reads it from standard input')
-    routes.add_argument("--chat", action="store_true", help="PROMPT is the user's turn, written by the model's chat template")
-    routes.add_argument("--system", metavar="TEXT", help="with --chat: a system prompt")
+    _add_prompt(routes)
     routes.add_argument("--target", type=int, default=-1, help="position of the token whose prediction is explained (default -1, the last)")
     routes.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="keep edges above this (default %(default)s)")
     routes.add_argument("--no-renormalize", action="store_true", help="leave contributions as they were before edges were dropped")
@@ -62,6 +62,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(routes)
     routes.set_defaults(run=_routes)
 
+    lens = commands.add_parser("lens", help="tokens on their way through the layers, at one position")
+    lens.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
+    _add_prompt(lens)
+    lens.add_argument("--position", type=int, default=-1, help="position of the token after which is predicted (default -1, the last)")
+    lens.add_argument(
+        "--token", metavar="TEXT", action="append", default=[], help="follow this token too, exactly as it is written; may be repeated"
+    )
+    lens.add_argument("--no-normalize", action="store_true", help="unembed every layer as it is, without the final norm")
+    lens.add_argument("--json", action="store_true", help="print logits, probabilities and ranks as JSON")
+    _add_model_options(lens)
+    lens.set_defaults(run=_lens)
+
     check = commands.add_parser("check", help="whether a model can be trusted here, and what its tuning changed")
     check.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
     check.add_argument("--base", metavar="BASE", help='the model it was tuned from: folder, hub name or "demo"')
@@ -69,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(check)
     check.set_defaults(run=_check)
     return parser
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", help='the text; "-" reads it from standard input')
+    parser.add_argument("--chat", action="store_true", help="PROMPT is the user's turn, written by the model's chat template")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: a system prompt")
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +114,7 @@ def _conversation(prompt: str, system: str | None) -> list[ChatMessage]:
     return [turn] if system is None else [ChatMessage("system", system), turn]
 
 
-def _routes(options: argparse.Namespace) -> int:
+def _prompt(options: argparse.Namespace) -> str | list[ChatMessage]:
     prompt = options.prompt
     if options.system is not None and not options.chat:
         raise RequestError("--system is a part of a conversation. Add --chat, or put the text into PROMPT.")
@@ -105,12 +123,17 @@ def _routes(options: argparse.Namespace) -> int:
             prompt = sys.stdin.buffer.read().decode().rstrip("\n")
         except UnicodeDecodeError as error:
             raise RequestError(f"Standard input is not UTF-8 text (byte {error.start}). Convert it to UTF-8.") from error
+    return _conversation(prompt, options.system) if options.chat else prompt
+
+
+def _routes(options: argparse.Namespace) -> int:
+    prompt = _prompt(options)
     from llm_tt.export import files
     from llm_tt.flow.routes import extract_routes
     from llm_tt.models import load_model
 
     llm = load_model(_model(options), adapter=options.adapter, device=options.device, dtype=options.dtype)
-    trace = llm.trace(_conversation(prompt, options.system) if options.chat else prompt)
+    trace = llm.trace(prompt)
 
     graph = extract_routes(trace, options.target, options.threshold, not options.no_renormalize)
     if options.json:
@@ -149,6 +172,39 @@ def _as_text(graph: FlowGraph) -> str:
             f"{source.name:>8} -> {destination.name:<8} {edge.kind.key:<9} {edge.weight:.3f}  {tokens}" + (f"  ({heads})" if heads else "")
         )
     return "\n".join(lines)
+
+
+def _lens(options: argparse.Namespace) -> int:
+    prompt = _prompt(options)
+    from llm_tt.lens.grid import token_trajectories
+    from llm_tt.lens.vocabulary import predictions
+    from llm_tt.models import load_model
+
+    llm = load_model(_model(options), adapter=options.adapter, device=options.device, dtype=options.dtype)
+    trace = llm.trace(prompt)
+    best = predictions(trace, options.position, 5).token_ids.tolist()
+    lines = token_trajectories(trace, options.position, [*best, *options.token], normalize=not options.no_normalize)
+    if options.json:
+        print(
+            json.dumps(
+                {"model": llm.info.name, "token": trace.token_texts[lines.position], **lines.to_dict()}, indent=2, ensure_ascii=False
+            )
+        )
+        return 0
+    print(f"After {trace.token_texts[lines.position]!r} (token {lines.position}), probability (rank) at each point of {llm.info.name}:")
+    print()
+    print(_as_table(lines))
+    return 0
+
+
+def _as_table(lines: Trajectories) -> str:
+    """One row a point, the last layer on top as in the graph; one column a token."""
+    table = [["", *map(repr, lines.texts)]]
+    for row in reversed(range(len(lines.points))):
+        numbers = zip(lines.probabilities[row].tolist(), lines.ranks[row].tolist(), strict=True)
+        table.append([lines.nodes[row], *(f"{probability:.3f} ({rank})" for probability, rank in numbers)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
 
 
 def _check(options: argparse.Namespace) -> int:
