@@ -1,5 +1,5 @@
-"""The `llm-tt` command: `routes` gives the graph of a prompt, `heads` and `neurons` what its nodes are made of, `effects` what speaks for and
-against a token, `check` whether to trust a model."""
+"""The `llm-tt` command: `routes` gives the graph of a prompt, `heads`, `neurons` and `lens` what its nodes are made of and say, `effects` what
+speaks for and against a token, `check` whether to trust a model."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from llm_tt.config import ModelSpec, load_config
 from llm_tt.errors import LlmTtError, RequestError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, FlowGraph
+from llm_tt.lens.layer_tables import Trajectories
 from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
@@ -96,6 +97,17 @@ def _parser() -> argparse.ArgumentParser:
     neurons.add_argument("--json", action="store_true", help="print the neurons as JSON")
     _add_model_options(neurons)
     neurons.set_defaults(run=_neurons)
+
+    lens = commands.add_parser("lens", help="tokens on their way through the layers, at one position")
+    _add_prompt(lens)
+    lens.add_argument("--position", type=int, default=-1, help="position of the token after which is predicted (default -1, the last)")
+    lens.add_argument(
+        "--token", metavar="TEXT", action="append", default=[], help="follow this token too, exactly as it is written; may be repeated"
+    )
+    lens.add_argument("--no-normalize", action="store_true", help="unembed every layer as it is, without the final norm")
+    lens.add_argument("--json", action="store_true", help="print logits, probabilities and ranks as JSON")
+    _add_model_options(lens)
+    lens.set_defaults(run=_lens)
 
     check = commands.add_parser("check", help="whether a model can be trusted here, and what its tuning changed")
     check.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
@@ -295,6 +307,33 @@ def _neurons(options: argparse.Namespace) -> int:
 
 def _print_json(content: object) -> None:
     print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _lens(options: argparse.Namespace) -> int:
+    trace = _trace(options)
+    llm = trace.model
+    from llm_tt.lens.grid import token_trajectories
+    from llm_tt.lens.vocabulary import predictions
+
+    best = predictions(trace, options.position, 5).token_ids.tolist()
+    lines = token_trajectories(trace, options.position, [*best, *options.token], normalize=not options.no_normalize)
+    if options.json:
+        _print_json({"model": llm.info.name, "token": trace.token_texts[lines.position], **lines.to_dict()})
+        return 0
+    print(f"After {trace.token_texts[lines.position]!r} (token {lines.position}), probability (rank) at each point of {llm.info.name}:")
+    print()
+    print(_as_table(lines))
+    return 0
+
+
+def _as_table(lines: Trajectories) -> str:
+    """One row a point, the last layer on top as in the graph; one column a token."""
+    table = [["", *map(repr, lines.texts)]]
+    for row in reversed(range(len(lines.points))):
+        numbers = zip(lines.probabilities[row].tolist(), lines.ranks[row].tolist(), strict=True)
+        table.append([lines.nodes[row], *(f"{probability:.3f} ({rank})" for probability, rank in numbers)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
 
 
 def _check(options: argparse.Namespace) -> int:

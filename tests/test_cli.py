@@ -134,6 +134,53 @@ def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
 
 
+# --- lens
+
+
+@pytest.mark.parametrize(("position", "normalize"), [(-1, True), (3, True), (-2, False)])
+def test_lens_prints_every_point_of_the_stream_and_its_json_is_the_librarys(
+    position: int, normalize: bool, run: Callable, folder: str, model: Callable
+) -> None:
+    llm = model("gpt2")
+    trace = llm.trace(PROMPT)
+    (text,) = llm.texts([17])
+    best = trace.logits(position).topk(5).indices.tolist()
+    expected = llm_tt.token_trajectories(trace, position, [*best, 17], normalize=normalize)
+    options = ["--position", position, "--token", text, *([] if normalize else ["--no-normalize"])]
+
+    data = json.loads(succeeded(run("lens", folder, PROMPT, *options, "--json")))
+    assert (data["model"], data["position"], data["normalized"]) == (folder, trace.position(position), normalize)
+    assert data["token"] == trace.token_texts[position]
+    assert data["nodes"] == list(expected.nodes)
+    assert [token["id"] for token in data["tokens"]] == list(dict.fromkeys([*best, 17]))
+    for index, token in enumerate(data["tokens"]):
+        assert token["logits"] == pytest.approx(expected.logits[:, index].tolist(), abs=1e-4)
+        assert token["probabilities"] == pytest.approx(expected.probabilities[:, index].tolist(), abs=1e-5)
+        assert token["ranks"] == expected.ranks[:, index].tolist()
+
+    head, empty, names, *lines = succeeded(run("lens", folder, PROMPT, *options)).splitlines()
+    assert head == (
+        f"After {trace.token_texts[position]!r} (token {trace.position(position)}), probability (rank) at each point of {folder}:"
+    )
+    assert empty == ""
+    assert re.split(" {2,}", names.strip()) == [repr(text) for text in expected.texts]
+    assert [line.split()[0] for line in lines] == list(expected.nodes)[::-1]
+    for line, probabilities, ranks in zip(lines, expected.probabilities[::-1], expected.ranks[::-1], strict=True):
+        shown = re.findall(r"(\d\.\d{3}) \((\d+)\)", line)
+        assert [float(probability) for probability, _ in shown] == pytest.approx(probabilities.tolist(), abs=6e-4)
+        assert [int(rank) for _, rank in shown] == ranks.tolist()
+
+
+def test_lens_explains_what_is_no_token_and_no_position(run: Callable, folder: str) -> None:
+    sentence = the_sentence(run("lens", folder, PROMPT, "--token", "no such token"))
+    assert sentence.startswith(f'"no such token" is not one token of {folder} but ')
+    assert sentence.endswith("Type one of them.")
+    sentence = the_sentence(run("lens", folder, PROMPT, "--position", 12))
+    assert sentence == "Position 12 does not exist: the prompt has 12 tokens, positions 0 to 11."
+    sentence = the_sentence(run("lens", folder, PROMPT, "--system", "Be brief"))
+    assert sentence == "--system is a part of a conversation. Add --chat, or put the text into PROMPT."
+
+
 # --- routes
 
 

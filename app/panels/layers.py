@@ -15,6 +15,7 @@ import streamlit as st
 
 from app import session
 from app.markup import escaped, plotly_text
+from app.panels import graph
 from app.session import Conversation, Service
 from llm_tt.engine.messages import Explanation, LensGridOf, TrajectoriesOf
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
@@ -260,7 +261,7 @@ def _take_cell() -> None:
     nodes = [point["customdata"] for point in points if "customdata" in point]
     if nodes:
         node = nodes[-1][0] if isinstance(nodes[-1], list) else nodes[-1]
-        st.session_state.selection = {"type": "node", "node": str(node)}
+        graph.select(str(node))
 
 
 # --- trajectories
