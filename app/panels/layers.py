@@ -30,8 +30,6 @@ _LABELLED_COLUMNS, _LABELLED_ROWS = 60, 40
 _WIDTH, _LETTER = 1000, 6.5
 """Pixels, as the chart is on a laptop; a letter in a cell"""
 _FEWEST_LETTERS = 3
-_LABELS = 95
-"""Pixels under the grid"""
 _COLORS = "Cividis"
 # Okabe and Ito's, told apart with every kind of colour vision, on white and on black.
 _LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C")
@@ -181,8 +179,8 @@ def grid_figure(
     row_step = math.ceil(grid.n_rows / _LABELLED_ROWS)
     shown = [row for row in rows if row % row_step == 0 or row == grid.n_rows - 1]
     figure.update_layout(
-        height=height * grid.n_rows + _LABELS + 10,
-        margin={"l": 10, "r": 10, "t": 10, "b": _LABELS},
+        height=height * grid.n_rows + below + 10,
+        margin={"l": 10, "r": 10, "t": 10, "b": below},
         hovermode="closest",
         hoverdistance=-1,
         dragmode=False,
@@ -190,7 +188,7 @@ def grid_figure(
             "tickmode": "array",
             "tickvals": list(labels),
             "ticktext": [f"<b>{label}</b>" if column == target else label for column, label in labels.items()],
-            "tickangle": -40 if len(columns) <= 40 else -90,
+            "tickangle": 0 if upright else -90,
             "range": [columns.start - 0.5, columns.stop - 0.5],
             "showgrid": False,
             "zeroline": False,

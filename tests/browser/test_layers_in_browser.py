@@ -131,7 +131,8 @@ def test_a_typed_token_is_followed_and_what_is_no_token_is_explained(page: Explo
     page.settle()
     page.page.get_by_role("radio", name="rank").click()
     page.settle()
-    chart(page, 1).scroll_into_view_if_needed()
+    expect(chart(page, 1).get_by_text("rank", exact=True)).to_be_visible()
+    chart(page, 1).evaluate("element => element.scrollIntoView({block: 'end'})")
     screenshot(page, "rank")
 
 
@@ -204,10 +205,10 @@ def test_no_label_of_plotly_is_markup(browser: Browser) -> None:
 
 def test_a_long_prompt_is_shown_through_a_window(page: ExplorePage) -> None:
     page.type_prompt(" ".join(["the store"] * 61))
-    expect(page.graph).to_have_attribute("data-target", "122")
+    expect(page.graph).to_have_attribute("data-target", "124")
     expect(chart(page).locator(".xtick text")).to_have_count(60)
-    slider = page.page.get_by_role("slider", name="First token shown")
-    assert slider.get_attribute("aria-valuenow") == "63"
+    expect(page.page.get_by_role("slider", name="First token shown")).to_have_value("65")
+    chart(page).evaluate("element => element.scrollIntoView({block: 'center'})")
     screenshot(page, "long")
     page.press_slider("First token shown", "Home")
     page.page.wait_for_timeout(500)
