@@ -60,7 +60,8 @@ def show(service: Service, explanation: Explanation) -> None:
         typed = st.selectbox(
             "Chosen token",
             ["", *filter(None, predicted.texts[1:])],
-            format_func=lambda text: visible(text) if text else f"{visible(predicted.texts[0])} (predicted)",
+            # The same for every prompt: the browser keeps the label that was chosen.
+            format_func=lambda text: visible(text) if text else "the predicted token",
             accept_new_options=True,
             key="layers_token",
             width=260,
