@@ -60,7 +60,8 @@ def show(service: Service, explanation: Explanation) -> None:
         typed = st.selectbox(
             "Chosen token",
             ["", *filter(None, predicted.texts[1:])],
-            format_func=lambda text: visible(text) if text else f"{visible(predicted.texts[0])} (predicted)",
+            # The same for every prompt: the browser keeps the label that was chosen.
+            format_func=lambda text: visible(text) if text else "the predicted token",
             accept_new_options=True,
             key="layers_token",
             width=260,
@@ -173,9 +174,11 @@ def grid_figure(
     )
     figure = go.Figure([heat, squares])
     every = math.ceil(len(columns) / _LABELLED_COLUMNS)
-    labels = {
-        column: plotly_text(_shortened(grid.token_texts[column], 14)) for column in columns if column % every == 0 or column == target
-    }
+    texts = {column: _shortened(grid.token_texts[column], 14) for column in columns if column % every == 0 or column == target}
+    labels = {column: plotly_text(text) for column, text in texts.items()}
+    longest = _LETTER * (1 + max(map(len, texts.values())))
+    upright = longest <= _WIDTH / len(columns)
+    below = 35 if upright else 25 + int(1.2 * longest)
     row_step = math.ceil(grid.n_rows / _LABELLED_ROWS)
     shown = [row for row in rows if row % row_step == 0 or row == grid.n_rows - 1]
     figure.update_layout(
