@@ -45,7 +45,7 @@ def test_an_explanation_has_its_graphs_sources_head_flow_and_what_was_dropped(
 
 @every_model
 def test_head_roles_are_the_librarys_and_read_once(name: str, engine: LocalEngine, tiny: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm_tt.flow import heads
+    from llm_tt.flow import head_roles as heads
 
     question = ReadHeads(key(REPEATED, name))
     answer, expected = engine.answer(question), llm_tt.head_roles(tiny(name).trace(REPEATED))
