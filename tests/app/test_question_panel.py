@@ -114,7 +114,8 @@ def test_the_inspector_tells_the_effects_of_heads(start: Start, trace: llm_tt.Tr
     at.session_state["selection"] = {"type": "edge", "key": "attention", "from": f"I{layer - 1}_{source}", "to": f"A{layer}_{last}"}
     table = next(table.value for table in answered(at).dataframe if "contribution" in table.value.columns)
     shown = dict(zip(table["head"], table["effect"], strict=True))
-    assert shown == pytest.approx({f"L{layer} H{head}": float(effects.heads[layer, head, source]) for head in range(4)}, abs=1e-4)
+    expected = {f"L{layer} H{head}": float(effects.heads[layer, head, source]) for head in range(4)}
+    assert shown == pytest.approx(expected | {"all heads": sum(expected.values())}, abs=1e-4)
     said = f"direct effect **{signed(float(effects.heads[layer, :, source].sum()))}** on `·Mary − ·John`"
     assert said in [markdown.value for markdown in at.markdown]
 
