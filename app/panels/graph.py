@@ -16,7 +16,7 @@ from llm_tt.export import files
 from llm_tt.lens.direct_effects import DirectEffects
 
 KEY = "graph"
-HEIGHT = 720
+HEIGHT = 640
 _VERSION = 1
 
 

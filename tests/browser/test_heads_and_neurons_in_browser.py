@@ -44,7 +44,7 @@ def open_tab(page: ExplorePage, name: str) -> None:
 
 def select_row(page: ExplorePage, table: int, row: int) -> None:
     """Rows are drawn on a canvas; the box that selects one is at its left."""
-    frame = page.page.get_by_test_id("stDataFrame").nth(table)
+    frame = page.page.get_by_test_id("stDataFrame").filter(visible=True).nth(table)
     frame.scroll_into_view_if_needed()
     frame.click(position={"x": 18, "y": 35 + 35 * row + 17})
     page.page.wait_for_timeout(300)

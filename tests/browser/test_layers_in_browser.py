@@ -124,7 +124,7 @@ def test_a_typed_token_is_followed_and_what_is_no_token_is_explained(page: Explo
     names = chart(page, 1).locator(".legendtext").all_text_contents()
     best = trace.model.texts(trace.logits(-1).topk(5).indices.tolist())
     assert names == list(dict.fromkeys([*map(visible, best), "·John"]))
-    page.page.get_by_role("combobox", name="Colour").click()
+    page.page.get_by_role("combobox", name="Colour", exact=True).click()
     page.page.get_by_role("option", name="Rank of the chosen token").click()
     page.settle()
     page.page.get_by_text("After attention too").click()
