@@ -21,7 +21,6 @@ Span = tuple[int, int]
 """Characters [start, end) of a text"""
 
 _MARKS = {" ": "\u00b7", "\n": "\u23ce", "\r": "\u240d", "\t": "\u21e5"}
-_CHARACTERS = {mark: character for character, mark in _MARKS.items()}
 # A byte token of sentencepiece.
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _SENTENCEPIECE_SPACE = "\u2581"

@@ -8,7 +8,6 @@ from html import escape
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
@@ -26,8 +25,6 @@ _LABEL_LENGTH = 16
 _LABEL_PIXELS = 18
 _TABLE_HEIGHT = 248
 _CHART = {"displayModeBar": False}
-
-_Map = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

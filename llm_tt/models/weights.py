@@ -45,11 +45,6 @@ def has_tokenizer(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in TOKENIZER_FILES)
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a folder has weights of a whole model, not only of an adapter."""
-    return bool(weight_files(folder) or _pickles(folder))
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors that transformers would open."""
     if (single := folder / "model.safetensors").is_file():
