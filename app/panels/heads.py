@@ -61,14 +61,16 @@ def show(service: Service, explanation: Explanation, heads: Heads, normalize: bo
     if session.dialog() == "maps":
         _maps_dialog(report, texts)
     kinds = ("Attention", "Contribution", "Promoted and suppressed")
-    attention, contribution, words = st.tabs(kinds)
-    with attention:
-        st.plotly_chart(heatmap(report, texts, "attention"), width="stretch", key="attention_map", config=_CHART)
-    with contribution:
-        st.plotly_chart(heatmap(report, texts, "contribution"), width="stretch", key="contribution_map", config=_CHART)
-    with words:
-        st.caption(_written(report, texts, normalize))
-        token_tables.promoted_and_suppressed(report.promoted, report.suppressed)
+    # Only the open one is made and drawn.
+    attention, contribution, words = st.tabs(kinds, key="head_tab", on_change="rerun")
+    if attention.open:
+        attention.plotly_chart(heatmap(report, texts, "attention"), width="stretch", key="attention_map", config=_CHART)
+    if contribution.open:
+        contribution.plotly_chart(heatmap(report, texts, "contribution"), width="stretch", key="contribution_map", config=_CHART)
+    if words.open:
+        with words:
+            st.caption(_written(report, texts, normalize))
+            token_tables.promoted_and_suppressed(report.promoted, report.suppressed)
     st.button(
         "Full width",
         icon=":material/open_in_full:",
@@ -160,41 +162,35 @@ def heatmap(report: HeadReport, texts: Sequence[str], kind: str, height: int = 3
     future = np.array(columns)[None] > np.array(rows)[:, None]
     values = np.where(future, np.nan, shown).astype(np.float32)
     top = float(np.nanmax(values)) if (~future).any() else 0.0
-    figure = go.Figure(
-        go.Heatmap(
-            x=[label(texts[position], position) for position in columns],
-            y=[label(texts[position], position) for position in rows],
-            z=values,
-            customdata=other,
-            zmin=0,
-            # Plotly takes the lower end of a scale only together with the upper one.
-            zmax=top or 1.0,
-            colorscale=_COLORS,
-            colorbar={"thickness": 10, "len": 0.9},
-            hovertemplate="from %{x} to %{y}: %{z:.3f}<br>" + other_name + " %{customdata:.3f}<extra></extra>",
-            hoverongaps=False,
-        )
-    )
-    figure.update_layout(
-        height=height,
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        xaxis={**_axis("from", columns, texts, height), "tickangle": -60},
-        yaxis={**_axis("to", rows, texts, height), "autorange": "reversed"},
-        plot_bgcolor="rgba(0,0,0,0)",
-        paper_bgcolor="rgba(0,0,0,0)",
-    )
+    shapes: list[dict[str, Any]] = []
     if report.position in rows:
         row = rows.index(report.position)
-        figure.add_shape(
-            type="rect",
-            x0=-0.5,
-            x1=len(columns) - 0.5,
-            y0=row - 0.5,
-            y1=row + 0.5,
-            line={"color": _MARK, "width": 2},
-            name="target",
-        )
-    return figure
+        line = {"color": _MARK, "width": 2}
+        shapes = [{"type": "rect", "x0": -0.5, "x1": len(columns) - 0.5, "y0": row - 0.5, "y1": row + 0.5, "line": line, "name": "target"}]
+    cells = go.Heatmap(
+        x=[label(texts[position], position) for position in columns],
+        y=[label(texts[position], position) for position in rows],
+        z=values,
+        customdata=other,
+        zmin=0,
+        # Plotly takes the lower end of a scale only together with the upper one.
+        zmax=top or 1.0,
+        colorscale=_COLORS,
+        colorbar={"thickness": 10, "len": 0.9},
+        hovertemplate="from %{x} to %{y}: %{z:.3f}<br>" + other_name + " %{customdata:.3f}<extra></extra>",
+        hoverongaps=False,
+    )
+    # All at once: changing the layout of a figure costs plotly more than making it.
+    layout = {
+        "height": height,
+        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        "xaxis": {**_axis("from", columns, texts, height), "tickangle": -60},
+        "yaxis": {**_axis("to", rows, texts, height), "autorange": "reversed"},
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "shapes": shapes,
+    }
+    return go.Figure(cells, layout)
 
 
 def label(text: str, position: int) -> str:

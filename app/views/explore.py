@@ -57,7 +57,7 @@ def show(service: Service) -> None:
     with right:
         predictions.show(explanation)
         asking.show(service, explanation)
-        inspector.show(service, explanation, st.session_state.get("selection"))
+        _inspector(service, explanation)
     if session.dialog() == "honesty":
         honesty.show_dialog(service, explanation)
     below = st.expander("Layers at a glance", icon=":material/layers:", key="layers_open", on_change="rerun")
@@ -66,6 +66,12 @@ def show(service: Service) -> None:
             layers.show(service, explanation)
     chat.show_received(explanation)
     sidebar.show_facts(service, explanation.trace.model, explanation.facts)
+
+
+@st.fragment
+def _inspector(service: Service, explanation: Explanation) -> None:
+    """A fragment: a row, a tab or a toggle of the inspector runs nothing else of the page."""
+    inspector.show(service, explanation, st.session_state.get("selection"))
 
 
 def _progress(service: Service, conversation: Conversation[ExplainPrediction, Explanation]) -> None:

@@ -20,9 +20,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -38,6 +41,8 @@ _NEGLIGIBLE_TOTAL = 1e-7
 """Parts that all together have less than this share of their node may be off by it"""
 _UNIT_BYTES = 64 * 2**20
 """Value-output vectors are made for as many heads at a time as fit into this"""
+_STRONG = 0.005
+"""Contributions above this are kept apart once they were looked for: another threshold reads only them"""
 _ROWS = 256
 """Parts summed element by element at a time: a few hundred rows of d floats stay in a core's cache"""
 
@@ -218,6 +223,29 @@ class AttentionRow:
     edges: Tensor
     residual: float
 
+    @property
+    def nbytes(self) -> int:
+        return self.edges.nbytes + sum(array.nbytes for array in self.__dict__.get("_strong", ()))
+
+    def above(self, limit: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+        """Where in the flat `edges` contributions are larger, in ascending order, and those contributions."""
+        where, strong = self._strong if limit >= _STRONG else _above(self.edges, limit)
+        if limit > _STRONG:
+            passed = strong > limit
+            where, strong = where[passed], strong[passed]
+        return where, strong
+
+    @cached_property
+    def _strong(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+        """At most 1 / `_STRONG` of them, and all that a threshold of use looks at."""
+        return _above(self.edges, _STRONG)
+
+
+def _above(edges: Tensor, limit: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    flat = edges.numpy().ravel()
+    where = np.flatnonzero(flat > np.float32(limit))
+    return where, flat[where]
+
 
 class ContributionTable:
     """Contributions of one trace, each (layer, position) computed on first use. They depend on neither threshold nor target."""
@@ -232,7 +260,7 @@ class ContributionTable:
     def nbytes(self) -> int:
         with self._lock:
             neurons = sum(row.activations.nbytes + row.contributions.nbytes for row in self._neurons.values())
-            return neurons + sum(row.edges.nbytes for row in self._attention.values())
+            return neurons + sum(row.nbytes for row in self._attention.values())
 
     def attention(self, trace: Trace, layer: int, positions: Sequence[int], keep: bool = True) -> list[AttentionRow]:
         """keep: whether rows that are computed now are for later, too."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,10 @@ _STEPS_PER_OCTAVE = 64
 _OCTAVES = 48
 """Below 2 ** -48 of the flow everything is kept"""
 
-Limit = Callable[[float], float]
-"""The flow that reaches a node -> the contribution that an edge into it must exceed"""
+_Numbers = npt.NDArray[np.float64]
+
+Limit = Callable[[_Numbers], _Numbers]
+"""The flow that reaches each node -> the contribution that an edge into it must exceed"""
 
 
 def extract_routes(
@@ -50,7 +53,7 @@ def extract_routes(
     if not 0 <= threshold < 1:
         raise RequestError(f"Threshold {threshold} is not in [0, 1). Useful values are 0.01 to 0.1.")
     columns = _Columns(renormalize)
-    carried = _follow(trace, target, lambda flow: threshold, columns, progress)
+    carried = _follow(trace, target, lambda flow: np.full(len(flow), threshold), columns, progress)
     return columns.graph(trace, target, threshold, None, carried)
 
 
@@ -160,7 +163,11 @@ def _renormalized(graph: FlowGraph) -> FlowGraph:
 
 def _flow_limit(threshold: float) -> Limit:
     """flow * contribution > threshold; no contribution is above 1."""
-    return lambda flow: min(threshold / flow, 1.0) if flow > 0 else 1.0
+
+    def limit(flow: _Numbers) -> _Numbers:
+        return np.minimum(threshold / np.where(flow > 0, flow, np.inf), 1.0) + (flow <= 0)
+
+    return limit
 
 
 def _follow(trace: Trace, target: int, limit: Limit, columns: _Columns | None, progress: Progress) -> float:
@@ -172,82 +179,108 @@ def _follow(trace: Trace, target: int, limit: Limit, columns: _Columns | None, p
     flow, is_reached = np.zeros(trace.n_tokens), np.zeros(trace.n_tokens, bool)
     flow[target], is_reached[target] = 1.0, True
     for layer in reversed(range(trace.n_layers)):
-        reached: list[int] = np.flatnonzero(is_reached).tolist()
-        mid: list[int] = []
-        for position, (ffn, residual) in zip(reached, table.ffn(trace, layer, reached), strict=True):
-            least = limit(float(flow[position]))
-            ffn, residual = (share if share > least else 0.0 for share in (ffn, residual))
-            if ffn or residual:
-                mid.append(position)
-                if columns is not None:
-                    columns.add_ffn_node(layer, position, ffn, residual)
-            flow[position] *= ffn + residual
-        below, is_reached = np.zeros(trace.n_tokens), np.zeros(trace.n_tokens, bool)
-        for position, row in zip(mid, table.attention(trace, layer, mid), strict=True):
-            passed, by_source, residual = _passed(row, limit(float(flow[position])))
-            if columns is not None:
-                columns.add_attention_node(layer, position, passed, by_source, residual)
-            below[: position + 1] += flow[position] * by_source
-            below[position] += flow[position] * residual
-            is_reached[: position + 1] |= by_source > 0
-            is_reached[position] |= residual > 0
-        flow = below
+        reached = np.flatnonzero(is_reached)
+        shares = np.array(table.ffn(trace, layer, reached.tolist())).reshape(-1, 2)
+        shares[shares <= limit(flow[reached])[:, None]] = 0.0
+        has_kept = shares.any(axis=1)
+        mid, shares = reached[has_kept], shares[has_kept]
+        if columns is not None:
+            columns.add_ffn_nodes(layer, mid, shares)
+        flow_mid = flow[mid] * shares.sum(1)
+        passed = _passed(table.attention(trace, layer, mid.tolist()), limit(flow_mid))
+        if columns is not None:
+            columns.add_attention_nodes(layer, mid, passed)
+        is_reached = np.zeros(trace.n_tokens, bool)
+        is_reached[passed.source] = True
+        is_reached[mid[passed.residual > 0]] = True
+        flow = _sums(passed.source, flow_mid[passed.node] * passed.weight, trace.n_tokens)
+        flow[mid] += flow_mid * passed.residual
         progress(f"Following routes through layer {layer}", (trace.n_layers - layer) / trace.n_layers)
         if not is_reached.any():
             break
     return float(flow.sum())
 
 
-def _passed(row: AttentionRow, least: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], float]:
-    """Contributions above `least`, the others 0: [i + 1, H], their sums over heads, and the residual edge's."""
-    edges = row.edges.numpy()
-    passed = np.where(edges > least, edges, np.float32(0))
-    return passed, passed.sum(1, dtype=np.float64), row.residual if row.residual > least else 0.0
+@dataclass(frozen=True, eq=False)
+class _Passed:
+    """What passed into the attention nodes of one layer, head by head; ordered by node, then source, then head."""
+
+    node: npt.NDArray[np.intp]
+    """[K]: index of the receiving node among the nodes"""
+    source: npt.NDArray[np.intp]
+    head: npt.NDArray[np.intp]
+    weight: _Numbers
+    residual: _Numbers
+    """[nodes]: 0 where it did not pass"""
+
+
+def _passed(rows: list[AttentionRow], least: _Numbers) -> _Passed:
+    above = [row.above(limit) for row, limit in zip(rows, least.tolist(), strict=True)]
+    n_heads = rows[0].edges.shape[1] if rows else 1
+    where = np.concatenate([where for where, _ in above]) if rows else np.zeros(0, np.intp)
+    weight = np.concatenate([weight for _, weight in above]) if rows else np.zeros(0)
+    residual = np.array([row.residual for row in rows])
+    return _Passed(
+        node=np.repeat(np.arange(len(rows)), [len(where) for where, _ in above]),
+        source=where // n_heads,
+        head=where % n_heads,
+        weight=weight.astype(np.float64),
+        residual=np.where(residual > least, residual, 0.0),
+    )
+
+
+def _sums(index: npt.NDArray[np.intp], values: _Numbers, n: int) -> _Numbers:
+    """values summed by index; of nothing numpy makes integers."""
+    return np.bincount(index, values, n).astype(np.float64, copy=False)
 
 
 @dataclass
 class _Columns:
-    """A `FlowGraph` while it grows."""
+    """A `FlowGraph` while it grows, a layer's nodes at a time."""
 
     renormalize: bool
-    rows: list[tuple[int, int, int, int, float]] = field(default_factory=list)
-    heads_start: list[int] = field(default_factory=lambda: [0])
-    head: list[int] = field(default_factory=list)
-    head_weight: list[float] = field(default_factory=list)
+    edges: list[tuple[npt.NDArray[Any], ...]] = field(default_factory=list)
+    """(kind, layer, source, destination, weight, number of heads)"""
+    heads: list[tuple[npt.NDArray[np.intp], _Numbers]] = field(default_factory=list)
+    """(head, weight)"""
 
-    def add_ffn_node(self, layer: int, position: int, ffn: float, residual: float) -> None:
-        """Add what reaches I{layer}_{position}; 0 for an edge that did not pass."""
-        scale = self._scale(ffn + residual)
-        if ffn:
-            self._add(EdgeKind.OUT_OF_FFN, layer, position, position, ffn * scale)
-            self._add(EdgeKind.INTO_FFN, layer, position, position, ffn * scale)
-        if residual:
-            self._add(EdgeKind.RESIDUAL_TO_POST, layer, position, position, residual * scale)
+    def add_ffn_nodes(self, layer: int, positions: npt.NDArray[np.intp], shares: _Numbers) -> None:
+        """Add what reaches I{layer}_{position}: shares [nodes, 2] of FFN and residual, 0 for an edge that did not pass."""
+        ffn, residual = (shares * self._scale(shares.sum(1))[:, None]).T
+        kind = np.tile([EdgeKind.OUT_OF_FFN, EdgeKind.INTO_FFN, EdgeKind.RESIDUAL_TO_POST], len(positions))
+        weight = np.stack([ffn, ffn, residual], axis=1).ravel()
+        passed, position = weight > 0, np.repeat(positions, 3)
+        self._add(layer, kind[passed], position[passed], position[passed], weight[passed], np.zeros(passed.sum(), np.intp))
 
-    def add_attention_node(
-        self, layer: int, position: int, passed: npt.NDArray[np.float32], by_source: npt.NDArray[np.float64], residual: float
-    ) -> None:
-        """Add what reaches A{layer}_{position}, as `_passed` returns it."""
-        scale = self._scale(float(by_source.sum()) + residual)
-        for source in np.flatnonzero(by_source).tolist():
-            heads = np.flatnonzero(passed[source])
-            heads = heads[np.argsort(-passed[source][heads], kind="stable")]
-            weights = passed[source][heads] * scale
-            self.head.extend(heads.tolist())
-            self.head_weight.extend(weights.tolist())
-            self._add(EdgeKind.ATTENTION, layer, source, position, float(weights.sum()))
-        if residual:
-            self._add(EdgeKind.RESIDUAL_TO_MID, layer, position, position, residual * scale)
+    def add_attention_nodes(self, layer: int, positions: npt.NDArray[np.intp], passed: _Passed) -> None:
+        """Add what reaches A{layer}_{position}."""
+        scale = self._scale(_sums(passed.node, passed.weight, len(positions)) + passed.residual)
+        order = np.lexsort((-passed.weight, passed.source, passed.node))
+        node, source, weight = passed.node[order], passed.source[order], (passed.weight * scale[passed.node])[order]
+        self.heads.append((passed.head[order], weight))
+        is_first = np.ones(len(order), bool)
+        is_first[1:] = (np.diff(node) > 0) | (np.diff(source) > 0)
+        first = np.flatnonzero(is_first)
+        residual = np.flatnonzero(passed.residual > 0)
+        kind = np.repeat([EdgeKind.ATTENTION, EdgeKind.RESIDUAL_TO_MID], [len(first), len(residual)])
+        node = np.concatenate([node[first], residual])
+        source = np.concatenate([source[first], positions[residual]])
+        into = np.add.reduceat(weight, first) if len(first) else weight
+        weight = np.concatenate([into, (passed.residual * scale)[residual]])
+        n_heads = np.concatenate([np.diff(first, append=len(order)), np.zeros(len(residual), np.intp)])
+        # A node's residual edge comes after its attention edges.
+        edge = np.lexsort((kind, node))
+        self._add(layer, kind[edge], source[edge], positions[node[edge]], weight[edge], n_heads[edge])
 
-    def _scale(self, kept: float) -> float:
-        return 1 / kept if self.renormalize and kept else 1.0
+    def _scale(self, kept: _Numbers) -> _Numbers:
+        return 1 / np.where(kept > 0, kept, 1.0) if self.renormalize else np.ones(len(kept))
 
-    def _add(self, kind: EdgeKind, layer: int, source: int, destination: int, weight: float) -> None:
-        self.rows.append((kind, layer, source, destination, weight))
-        self.heads_start.append(len(self.head))
+    def _add(self, layer: int, kind: Any, source: Any, destination: Any, weight: _Numbers, n_heads: Any) -> None:
+        self.edges.append((kind, np.full(len(kind), layer), source, destination, weight, n_heads))
 
     def graph(self, trace: Trace, target: int, threshold: float, mass: float | None, carried: float) -> FlowGraph:
-        kind, layer, source, destination, weight = zip(*self.rows, strict=True) if self.rows else ((),) * 5
+        kind, layer, source, destination, weight, n_heads = (np.concatenate(column) for column in zip(*self.edges, strict=True))
+        head, head_weight = (np.concatenate(column) for column in zip(*self.heads, strict=True))
         return FlowGraph(
             token_ids=trace.token_ids,
             token_texts=trace.token_texts,
@@ -255,14 +288,14 @@ class _Columns:
             target=target,
             threshold=threshold,
             renormalized=self.renormalize,
-            kind=np.array(kind, np.uint8),
-            layer=np.array(layer, np.uint16),
-            source=np.array(source, np.uint32),
-            destination=np.array(destination, np.uint32),
-            weight=np.array(weight, np.float32),
-            heads_start=np.array(self.heads_start, np.uint32),
-            head=np.array(self.head, np.uint16),
-            head_weight=np.array(self.head_weight, np.float32),
+            kind=kind.astype(np.uint8),
+            layer=layer.astype(np.uint16),
+            source=source.astype(np.uint32),
+            destination=destination.astype(np.uint32),
+            weight=weight.astype(np.float32),
+            heads_start=np.concatenate([[0], np.cumsum(n_heads)]).astype(np.uint32),
+            head=head.astype(np.uint16),
+            head_weight=head_weight.astype(np.float32),
             mass=mass,
             carried=carried,
         )

@@ -47,8 +47,14 @@ def numbers(spec: Any) -> np.ndarray:
     return array.reshape([int(side) for side in spec["shape"].split(",")])
 
 
-def maps(at: AppTest) -> list[np.ndarray]:
-    return [numbers(json.loads(element.proto.spec)["data"][0]["z"]) for element in at.get("plotly_chart")]
+def tab(at: AppTest, name: str) -> AppTest:
+    at.session_state["head_tab"] = name
+    return answered(at)
+
+
+def head_map(at: AppTest, name: str) -> np.ndarray:
+    (element,) = tab(at, name).get("plotly_chart")
+    return numbers(json.loads(element.proto.spec)["data"][0]["z"])
 
 
 def causal(values: Any) -> np.ndarray:
@@ -76,19 +82,17 @@ def test_an_edge_shows_all_heads_together_and_a_selected_one_alone(start: Start,
     at = select(start(DEMO), type="edge", key="attention", **{"from": source, "to": destination})
     assert not errors(at)
     layer, i, j = edge.layer, edge.destination, edge.source
-    attention, contribution = maps(at)
-    np.testing.assert_allclose(attention, causal(llm_tt.attention_map(trace, layer)), atol=1e-5)
-    np.testing.assert_allclose(contribution, causal(llm_tt.contribution_map(trace, layer)), atol=1e-5)
+    np.testing.assert_allclose(head_map(at, "Attention"), causal(llm_tt.attention_map(trace, layer)), atol=1e-5)
+    np.testing.assert_allclose(head_map(at, "Contribution"), causal(llm_tt.contribution_map(trace, layer)), atol=1e-5)
     outputs, mid = llm_tt.head_outputs(trace, layer, i, j), trace.blocks[layer].resid_mid[i]
-    assert_words(at, *promoted_and_suppressed(trace.model, outputs.sum(0), mid, 15))
+    assert_words(tab(at, "Promoted and suppressed"), *promoted_and_suppressed(trace.model, outputs.sum(0), mid, 15))
 
     table = tables(at, "head", "drawn")[0]
     head = int(table["head"][1].split("H")[1])
     at = click_row(at, f"heads_{layer}_{i}_{j}", 1)
-    attention, contribution = maps(at)
-    np.testing.assert_allclose(attention, causal(llm_tt.attention_map(trace, layer, head)), atol=1e-5)
-    np.testing.assert_allclose(contribution, causal(llm_tt.contribution_map(trace, layer, head)), atol=1e-5)
-    assert_words(at, *promoted_and_suppressed(trace.model, outputs[head], mid, 15))
+    np.testing.assert_allclose(head_map(at, "Attention"), causal(llm_tt.attention_map(trace, layer, head)), atol=1e-5)
+    np.testing.assert_allclose(head_map(at, "Contribution"), causal(llm_tt.contribution_map(trace, layer, head)), atol=1e-5)
+    assert_words(tab(at, "Promoted and suppressed"), *promoted_and_suppressed(trace.model, outputs[head], mid, 15))
     at.toggle(key="normalize").set_value(False)
     assert_words(answered(at), *promoted_and_suppressed(trace.model, outputs[head], mid, 15, normalize=False))
 
@@ -105,6 +109,7 @@ def test_a_node_after_attention_shows_its_heads_and_where_they_look(start: Start
         source = int(edges[:, int(name.split("H")[1])].argmax())
         assert origin == f"{visible(trace.token_texts[source])} ({source})"
     outputs = llm_tt.head_outputs(trace, 2, 13)
+    at = tab(at, "Promoted and suppressed")
     assert_words(at, *promoted_and_suppressed(trace.model, outputs.sum(0), trace.blocks[2].resid_mid[13], 15))
 
 
