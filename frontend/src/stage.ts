@@ -47,8 +47,8 @@ const MAX_CELL_SHARE = 0.45;
 const HEAVY = 1500;
 /** Milliseconds without a gesture after which the page is at rest. */
 const REST = 130;
-/** A painting is not stretched further than this, either way. */
-const MAX_STRETCH = 2;
+/** A painting is not stretched further than this, either way: beyond, the strongest edges alone are painted. */
+const MAX_STRETCH = 3;
 
 const NOWHERE: Point = { x: 0, y: 0 };
 /** Where along an edge (0 to 1) a click on it is tried. */
@@ -455,17 +455,19 @@ export class Stage {
     if (scene === null || base === null || overlay === null) return;
     const start = performance.now();
     const wasStale = this.baseIsStale;
-    const painting = this.baseIsStale ? this.paintingToMove() : null;
-    if (this.baseIsStale) {
+    const painting = wasStale ? this.paintingToMove() : null;
+    if (wasStale) {
       this.baseIsStale = false;
       base.clearRect(0, 0, scene.width, scene.height);
-      if (painting !== null) {
-        paintMoving(base, scene, painting);
-      } else {
+      if (painting === null) {
         this.painted = paintBase(base, scene);
         this.fullView = this.transform;
         this.painting = null;
         this.events.onPainted(this.painted);
+      } else if (isStretched(painting.transform, this.transform)) {
+        paintBase(base, { ...scene, detail: "moving" });
+      } else {
+        paintMoving(base, scene, painting);
       }
       this.minimap.follow(scene);
     }
@@ -474,11 +476,9 @@ export class Stage {
     if (wasStale) this.events.onDraw(performance.now() - start, painting === null);
   }
 
-  /** The painting to move instead of painting all anew; null at rest, of few edges, and when it would be stretched too far. */
+  /** The painting to move instead of painting all anew; null at rest and of few edges. */
   private paintingToMove(): Painting | null {
     if (this.rest === null || this.fullView === null || this.painted.count < HEAVY) return null;
-    const stretch = this.transform.kx / this.fullView.kx;
-    if (stretch > MAX_STRETCH || stretch < 1 / MAX_STRETCH) return null;
     if (this.painting === null) {
       const image = document.createElement("canvas");
       image.width = this.base.width;
@@ -502,4 +502,10 @@ export class Stage {
     context?.setTransform(ratio, 0, 0, ratio, 0, 0);
     return context;
   }
+}
+
+/** Whether a painting of one view is too coarse or too small to stand for another. */
+function isStretched(painted: Transform, view: Transform): boolean {
+  const stretch = view.kx / painted.kx;
+  return stretch > MAX_STRETCH || stretch < 1 / MAX_STRETCH;
 }

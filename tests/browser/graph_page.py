@@ -47,7 +47,9 @@ class GraphPage:
         self.canvas: Locator = page.get_by_test_id("graph-canvas")
         self._frames: list[bytes] = []
         colors = _COLORS[theme]
-        html = _HTML.format(height=height, secondary=colors["secondary-background"], **{k: colors[k] for k in ("text", "background", "border")})
+        html = _HTML.format(
+            height=height, secondary=colors["secondary-background"], **{k: colors[k] for k in ("text", "background", "border")}
+        )
         page.route(f"{_URL}/**", lambda route: self._answer(route, html))
         page.goto(f"{_URL}/")
         page.wait_for_function("window.isReady", timeout=_TIMEOUT)
@@ -107,7 +109,9 @@ def synthetic_frame(n_layers: int, n_tokens: int, *, density: float = 1.0, thres
     layer = np.concatenate([np.tile(layers, 4), np.repeat(layers, n_attention)])
     destination = np.concatenate([np.tile(positions, 4), np.repeat(positions, n_attention)])
     kind = np.concatenate([np.repeat([1, 2, 3, 4], layers.size), np.zeros(int(n_attention.sum()), int)])
-    reach = np.where(random.random(destination.size) < 0.8, random.exponential(8, destination.size), destination * random.random(destination.size))
+    reach = np.where(
+        random.random(destination.size) < 0.8, random.exponential(8, destination.size), destination * random.random(destination.size)
+    )
     source = np.where(kind == 0, np.maximum(0, destination - reach.astype(int)), destination)
     weight = np.where(kind == 0, random.beta(0.5, 4, kind.size), random.beta(2, 2, kind.size))
     kept = weight > threshold

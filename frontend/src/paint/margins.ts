@@ -21,6 +21,8 @@ const LAYER_LABEL_SIZE = 11;
 const PREDICTION_SIZE = 13;
 const PREDICTION_GAP = 6;
 const LABEL_GAP = 8;
+/** How far the outline of a special token stands off its text. */
+const OUTLINE = 2;
 
 export function columnX(scene: Scene, position: number): number {
   return toScreen(scene.transform, { x: position, y: 0 }).x;
@@ -76,7 +78,7 @@ export function paintTokenLabels(context: Pen, scene: Scene): void {
       context.fillText(text, x, y);
       if (isSpecial) paintOutline(context, scene, x - measure(text) / 2, y + LABEL_SIZE / 2 - 1, measure(text));
     } else {
-      const room = Math.min(MAX_LABEL_WIDTH, (x + LABEL_GAP) / Math.cos(LABEL_ANGLE));
+      const room = Math.min(MAX_LABEL_WIDTH, (x - OUTLINE) / Math.cos(LABEL_ANGLE));
       context.save();
       context.translate(x + LABEL_SIZE / 3, y);
       context.rotate(-LABEL_ANGLE);
@@ -96,7 +98,7 @@ function paintOutline(context: Pen, { theme }: Scene, x: number, y: number, widt
   const height = LABEL_SIZE + 1;
   context.strokeStyle = theme.text;
   context.lineWidth = 0.75;
-  context.strokeRect(x - 2, y - height / 2, width + 4, height);
+  context.strokeRect(x - OUTLINE, y - height / 2, width + 2 * OUTLINE, height);
 }
 
 export function paintSelectors(context: Pen, scene: Scene): void {
