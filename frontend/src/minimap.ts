@@ -14,8 +14,8 @@ export const MINIMAP = { width: 150, height: 92 };
 /** On a smaller canvas it would cover too much of what it helps to find. */
 const MIN_CANVAS = { width: 420, height: 260 };
 const GAP = 6;
-/** So many pixels beyond its borders, the view still holds the whole graph. */
-const SLACK = 2;
+/** A view that leaves out less than this share of the graph's width or height still holds the whole of it. */
+const SLACK = 0.06;
 const LEAST_FRAME = 4;
 
 export interface Rectangle {
@@ -39,11 +39,10 @@ export function frameOf(scene: Pick<Scene, "graph" | "plot" | "transform">): Rec
   const box = gridBox(graph);
   const start = toScreen(transform, { x: box.minX, y: box.minY });
   const end = toScreen(transform, { x: box.maxX, y: box.maxY });
+  const leftOut = (before: number, after: number, size: number) => (Math.max(0, before) + Math.max(0, after)) / size;
   const isWhole =
-    start.x >= plot.left - SLACK &&
-    start.y >= plot.top - SLACK &&
-    end.x <= plot.left + plot.width + SLACK &&
-    end.y <= plot.top + plot.height + SLACK;
+    leftOut(plot.left - start.x, end.x - plot.left - plot.width, end.x - start.x) < SLACK &&
+    leftOut(plot.top - start.y, end.y - plot.top - plot.height, end.y - start.y) < SLACK;
   if (isWhole) return null;
   const map = minimapTransform(graph);
   const first = toScreen(map, toGrid(transform, { x: plot.left, y: plot.top }));

@@ -204,7 +204,8 @@ export class Stage {
 
   /** Pans just far enough to see a node. */
   revealNode(node: NodeRef): void {
-    if (this.arranged === null) return;
+    if (this.graph === null || this.arranged === null || this.isFitted) return;
+    this.beginMoving();
     this.moveTo(bringIntoView(this.transform, nodePoint(node), this.arranged.plot, false));
   }
 

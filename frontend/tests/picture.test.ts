@@ -167,6 +167,17 @@ describe("the minimap", () => {
     expect(frameOf(scene)).toBeNull();
   });
 
+  it("is of no use while next to nothing is out of view", () => {
+    const { transform } = scene;
+    const shifted = (share: number) => ({
+      ...scene,
+      transform: { ...transform, x: transform.x + share * 100 * transform.kx },
+    });
+    const spare = (scene.plot.width - 100 * transform.kx) / 2 / (100 * transform.kx);
+    expect(frameOf(shifted(spare + 0.05))).toBeNull();
+    expect(frameOf(shifted(spare + 0.08))).not.toBeNull();
+  });
+
   it("frames the part in view", () => {
     const { plot, transform } = scene;
     const left = { x: plot.left, y: plot.top };

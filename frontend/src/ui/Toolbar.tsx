@@ -54,78 +54,84 @@ export function Toolbar(props: Props) {
       >
         <bdi>{status}</bdi>
       </div>
-      {coloring !== null && (
-        <label className="coloring" title={COLORING_HELP}>
-          colour
-          <select
-            value={coloring}
-            data-testid="graph-coloring"
+      <div className="controls">
+        {coloring !== null && (
+          <label className="coloring" title={COLORING_HELP}>
+            colour
+            <select
+              value={coloring}
+              data-testid="graph-coloring"
+              onChange={(event) => {
+                onColoring(event.target.value as Coloring);
+              }}
+            >
+              <option value="contribution">contribution</option>
+              <option value="effect">effect</option>
+            </select>
+          </label>
+        )}
+        <span className="find">
+          <input
+            ref={findBox}
+            type="text"
+            value={query}
+            placeholder="find token"
+            spellCheck={false}
+            aria-label="Find tokens: Enter goes to the next match, Shift+Enter to the one before, Escape clears"
+            title="Find tokens: Enter goes to the next match, Shift+Enter to the one before, Escape clears"
+            data-testid="graph-find"
             onChange={(event) => {
-              onColoring(event.target.value as Coloring);
+              onQuery(event.target.value);
             }}
-          >
-            <option value="contribution">contribution</option>
-            <option value="effect">effect</option>
-          </select>
-        </label>
-      )}
-      <span className="find">
-        <input
-          ref={findBox}
-          type="text"
-          value={query}
-          placeholder="find token"
-          spellCheck={false}
-          aria-label="Find tokens: Enter goes to the next match, Shift+Enter to the one before, Escape clears"
-          title="Find tokens: Enter goes to the next match, Shift+Enter to the one before, Escape clears"
-          data-testid="graph-find"
-          onChange={(event) => {
-            onQuery(event.target.value);
-          }}
-          onKeyDown={onKeyDown}
-        />
-        <span className="find-count" aria-live="polite">
-          {query !== "" && (nMatches === 0 ? "none" : `${matchNumber || "\u2013"}/${nMatches}`)}
+            onKeyDown={onKeyDown}
+          />
+          <span className="find-count" aria-live="polite">
+            {query !== "" && (nMatches === 0 ? "none" : `${matchNumber || "\u2013"}/${nMatches}`)}
+          </span>
         </span>
-      </span>
-      <Button
-        label="Zoom out"
-        testId="graph-zoom-out"
-        onClick={() => {
-          onZoom(1 / ZOOM_STEP);
-        }}
-      >
-        <path d="M3 8h10" />
-      </Button>
-      <Button
-        label="Zoom in"
-        testId="graph-zoom-in"
-        onClick={() => {
-          onZoom(ZOOM_STEP);
-        }}
-      >
-        <path d="M3 8h10M8 3v10" />
-      </Button>
-      <Button label="Fit the whole graph into view (double click on the background)" testId="graph-fit" onClick={onFit}>
-        <path d="M2 6V2h4M10 2h4v4M14 10v4h-4M6 14H2v-4" />
-      </Button>
-      <Button
-        label={
-          hidesFirst
-            ? "Show the edges of the first token again"
-            : "Hide the edges of the first token; nothing is renormalised"
-        }
-        testId="graph-hide-first"
-        pressed={hidesFirst}
-        onClick={onHideFirst}
-      >
-        <path d="M2.5 2v12" strokeDasharray="1.6 2" />
-        <path d="M8 2v12M13.5 2v12" />
-      </Button>
-      <SaveMenu onSave={onSave} />
-      <Button label="Keys and gestures" testId="graph-keys" onClick={onHelp}>
-        <path d="M5.5 6a2.5 2.5 0 1 1 3.6 2.2C8.3 8.6 8 9 8 10M8 12.2v1.4" />
-      </Button>
+        <Button
+          label="Zoom out"
+          testId="graph-zoom-out"
+          onClick={() => {
+            onZoom(1 / ZOOM_STEP);
+          }}
+        >
+          <path d="M3 8h10" />
+        </Button>
+        <Button
+          label="Zoom in"
+          testId="graph-zoom-in"
+          onClick={() => {
+            onZoom(ZOOM_STEP);
+          }}
+        >
+          <path d="M3 8h10M8 3v10" />
+        </Button>
+        <Button
+          label="Fit the whole graph into view (double click on the background)"
+          testId="graph-fit"
+          onClick={onFit}
+        >
+          <path d="M2 6V2h4M10 2h4v4M14 10v4h-4M6 14H2v-4" />
+        </Button>
+        <Button
+          label={
+            hidesFirst
+              ? "Show the edges of the first token again"
+              : "Hide the edges of the first token; nothing is renormalised"
+          }
+          testId="graph-hide-first"
+          pressed={hidesFirst}
+          onClick={onHideFirst}
+        >
+          <path d="M2.5 2v12" strokeDasharray="1.6 2" />
+          <path d="M8 2v12M13.5 2v12" />
+        </Button>
+        <SaveMenu onSave={onSave} />
+        <Button label="Keys and gestures" testId="graph-keys" onClick={onHelp}>
+          <path d="M5.5 6a2.5 2.5 0 1 1 3.6 2.2C8.3 8.6 8 9 8 10M8 12.2v1.4" />
+        </Button>
+      </div>
     </div>
   );
 }
