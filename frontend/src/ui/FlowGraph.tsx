@@ -20,6 +20,7 @@ import { Legend } from "./Legend";
 import { Toolbar } from "./Toolbar";
 import { Tooltip, type Hover } from "./Tooltip";
 
+const SHORT_HINT = "Click a node, an edge, a triangle.";
 const HINT = "Click a node or an edge to inspect it; click a triangle to explain another token.";
 const KEYBOARD_HELP =
   "Graph of information flow. Arrow keys move between nodes, Enter selects, E steps through a node's incoming edges, " +
@@ -275,7 +276,7 @@ export function FlowGraph({ graph: given, theme, mounts, onSelect, onTarget }: P
     >
       <Toolbar
         status={note ?? (selection === null ? HINT : selectionSentence(graph, selection))}
-        isHint={note === null && selection === null}
+        hint={note === null && selection === null ? SHORT_HINT : null}
         coloring={effectOf === null ? null : coloring}
         onColoring={setWanted}
         query={query}

@@ -14,7 +14,8 @@ const COLORING_HELP =
 
 interface Props {
   status: string;
-  isHint: boolean;
+  /** Instead of a status: what one can do, in short; the status then says it at length. */
+  hint: string | null;
   /** Null when there is no question, and so nothing to choose. */
   coloring: Coloring | null;
   onColoring: (coloring: Coloring) => void;
@@ -34,7 +35,7 @@ interface Props {
 }
 
 export function Toolbar(props: Props) {
-  const { status, isHint, coloring, onColoring, query, nMatches, matchNumber, onQuery, onNextMatch, onZoom, onFit } =
+  const { status, hint, coloring, onColoring, query, nMatches, matchNumber, onQuery, onNextMatch, onZoom, onFit } =
     props;
   const { hidesFirst, onHideFirst, onSave, onHelp, findBox } = props;
   const onKeyDown = (event: KeyboardEvent) => {
@@ -46,13 +47,13 @@ export function Toolbar(props: Props) {
   return (
     <div className="toolbar">
       <div
-        className={isHint ? "status muted" : "status"}
+        className={hint === null ? "status" : "status muted"}
         role="status"
         aria-live="polite"
         data-testid="graph-status"
         title={status}
       >
-        <bdi>{status}</bdi>
+        <bdi>{hint ?? status}</bdi>
       </div>
       <div className="controls">
         {coloring !== null && (
