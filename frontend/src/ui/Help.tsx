@@ -37,8 +37,11 @@ export function Help({ onClose }: { onClose: () => void }) {
       data-testid="graph-help"
       onClick={onClose}
       onKeyDown={(event) => {
-        if (event.key === "Escape" || event.key === "?" || event.key === "Enter") onClose();
-        event.preventDefault();
+        // Other keys scroll the list where it is higher than the graph.
+        if (["Escape", "Enter", "?", "Tab"].includes(event.key)) {
+          onClose();
+          event.preventDefault();
+        }
         event.stopPropagation();
       }}
     >
