@@ -85,6 +85,7 @@ def _frame(explanation: Explanation, selection: Mapping[str, Any] | None, effect
         "mass": graph.mass,
         "highlight": heads_map.highlight(),
         "effect_of": None if effects is None else effects.of,
+        "roles": list(explanation.prompt.roles),
     }
     names = ("kind", "layer", "source", "destination", "weight", "heads_start", "head", "head_weight")
     arrays = {name: getattr(graph, name) for name in names}

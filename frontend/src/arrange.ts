@@ -15,20 +15,20 @@ export interface Arrangement {
   mode: LabelMode;
 }
 
-/** The room that is left for the graph itself when labels are written this way. */
-export function plotFor(width: number, height: number, mode: LabelMode, labelWidths: Float32Array): Plot {
+/** The room that is left for the graph itself when labels are written this way, below a lane for bands of so many pixels. */
+export function plotFor(width: number, height: number, mode: LabelMode, labelWidths: Float32Array, lane = 0): Plot {
   return {
     left: LEFT_MARGIN,
     top: TOP_MARGIN,
     width: Math.max(MIN_PLOT, width - LEFT_MARGIN - RIGHT_MARGIN),
-    height: Math.max(MIN_PLOT, height - TOP_MARGIN - labelMargin(mode, labelWidths)),
+    height: Math.max(MIN_PLOT, height - TOP_MARGIN - lane - labelMargin(mode, labelWidths)),
   };
 }
 
 /** Fills the canvas: labels are level if they fit between the columns that this leaves, else tilted. */
-export function arrange(width: number, height: number, grid: Grid, labelWidths: Float32Array): Arrangement {
+export function arrange(width: number, height: number, grid: Grid, labelWidths: Float32Array, lane = 0): Arrangement {
   const arranged = (mode: LabelMode): Arrangement => {
-    const plot = plotFor(width, height, mode, labelWidths);
+    const plot = plotFor(width, height, mode, labelWidths, lane);
     return { plot, fitted: fitScale(grid, plot), mode };
   };
   const level = arranged("level");

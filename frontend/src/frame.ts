@@ -1,5 +1,6 @@
 // The bytes from Python become a typed frame, or a sentence saying why not. What the graph means is in `graph.ts`.
 
+import { isRole, type Role } from "./roles";
 import { isSelection, type Selection } from "./selection";
 
 const MAGIC = "LTT1";
@@ -28,6 +29,8 @@ export interface FrameHeader {
   /** The share of the flow that the graph carries, where that decided what is in it; null: the threshold did. */
   mass: number | null;
   highlight: Highlight | null;
+  /** Whose message each token belongs to, null for plain text; null as a whole when nobody said. */
+  roles: readonly (Role | null)[] | null;
 }
 
 export interface FrameArrays {
@@ -138,6 +141,7 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
     mass,
     highlight,
     effect_of,
+    roles,
   } = raw;
   if (typeof trace !== "string") throw badHeader("trace", "a string");
   if (!isCount(n_layers) || n_layers === 0) throw badHeader("n_layers", "a positive whole number");
@@ -146,6 +150,10 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
   }
   if (!isCount(target) || target >= tokens.length) throw badHeader("target", `a position below ${tokens.length}`);
   if (typeof threshold !== "number") throw badHeader("threshold", "a number");
+  const given: unknown[] | null = Array.isArray(roles) ? roles : null;
+  if (roles !== undefined && roles !== null && !(given?.length === tokens.length && given.every(isRoleOrNull))) {
+    throw badHeader("roles", `a list of ${tokens.length} roles, one for each token`);
+  }
   return {
     version: FRAME_VERSION,
     trace,
@@ -160,7 +168,12 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
     effect_of: typeof effect_of === "string" ? effect_of : null,
     mass: typeof mass === "number" ? mass : null,
     highlight: isHighlight(highlight) ? highlight : null,
+    roles: given as (Role | null)[] | null,
   };
+}
+
+function isRoleOrNull(value: unknown): value is Role | null {
+  return value === null || isRole(value);
 }
 
 function isHighlight(value: unknown): value is Highlight {

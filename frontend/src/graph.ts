@@ -2,7 +2,7 @@
 // No coordinates: those are in `layout.ts`.
 
 import type { Frame, FrameArrays, FrameHeader } from "./frame";
-import { nodeFromId, nodeId, nodeName, slotCount, type NodeRef } from "./names";
+import { nodeExists, nodeFromId, nodeId, nodeName, parseNodeName, slotCount, type NodeRef } from "./names";
 import type { EdgeKey, EdgeSelection } from "./selection";
 
 export const ATTENTION = 0;
@@ -35,6 +35,8 @@ export interface Graph {
   largestEffect: number;
   /** Edges that carry the highlighted head, weakest first; null when none is highlighted. */
   highlighted: readonly number[] | null;
+  /** How many edges of the first token's column are there but not to be drawn or hit; null when they are drawn. */
+  nHidden: number | null;
 }
 
 export function buildGraph({ header, arrays }: Frame): Graph {
@@ -85,7 +87,30 @@ export function buildGraph({ header, arrays }: Frame): Graph {
     ffnEffects,
     largestEffect,
     highlighted: highlightedEdges(header, arrays, byWeight),
+    nHidden: null,
   };
+}
+
+/** The same graph with nothing drawn that leaves or reaches the first token's column; no number changes. */
+export function withoutFirst(graph: Graph): Graph {
+  const byWeight = graph.byWeight.filter((edge) => !touchesFirst(graph, edge));
+  const { nLayers } = graph;
+  return {
+    ...graph,
+    byWeight,
+    routeNodes: graph.routeNodes.filter((id) => nodeFromId(id, nLayers).position !== 0),
+    highlighted: graph.highlighted?.filter((edge) => !touchesFirst(graph, edge)) ?? null,
+    nHidden: graph.nEdges - byWeight.length,
+  };
+}
+
+function touchesFirst({ arrays }: Graph, edge: number): boolean {
+  return arrays.source[edge] === 0 || arrays.destination[edge] === 0;
+}
+
+/** Whether an edge is one of those to draw. */
+export function isShown(graph: Graph, edge: number): boolean {
+  return graph.nHidden === null || !touchesFirst(graph, edge);
 }
 
 function highlightedEdges({ highlight }: FrameHeader, arrays: FrameArrays, byWeight: Uint32Array) {
@@ -137,28 +162,41 @@ export function edgeSelection(graph: Graph, edge: number): EdgeSelection {
 
 /** The index of the edge of that name, or -1 when it is not on these routes. */
 export function findEdge(graph: Graph, wanted: EdgeSelection): number {
-  for (let edge = 0; edge < graph.nEdges; edge++) {
-    if (edgeKey(graph, edge) !== wanted.key) continue;
-    const { from, to } = edgeSelection(graph, edge);
-    if (from === wanted.from && to === wanted.to) return edge;
-  }
-  return -1;
+  const { nLayers, nTokens } = graph;
+  const [from, to] = [wanted.from, wanted.to].map(parseNodeName);
+  if (!nodeExists(from, nLayers, nTokens) || !nodeExists(to, nLayers, nTokens)) return -1;
+  const source = nodeId(from, nLayers);
+  return (
+    incomingEdges(graph, nodeId(to, nLayers)).find(
+      (edge) => graph.from[edge] === source && edgeKey(graph, edge) === wanted.key,
+    ) ?? -1
+  );
 }
 
 /** Edges into a node, strongest first. */
-export function incomingEdges(graph: Graph, node: number): number[] {
+export function incomingEdges(graph: Graph, node: number): readonly number[] {
   return edgesWith(graph, graph.to, node);
 }
 
 /** Edges out of a node, strongest first. */
-export function outgoingEdges(graph: Graph, node: number): number[] {
+export function outgoingEdges(graph: Graph, node: number): readonly number[] {
   return edgesWith(graph, graph.from, node);
 }
 
+/** What was asked before: painters ask for the same few nodes in every frame. */
+const answers = new WeakMap<Uint32Array, Map<number, number[]>>();
+
 function edgesWith(graph: Graph, ends: Uint32Array, node: number): number[] {
-  const found: number[] = [];
-  for (let edge = 0; edge < graph.nEdges; edge++) if (ends[edge] === node) found.push(edge);
-  return found.sort((a, b) => graph.arrays.weight[b] - graph.arrays.weight[a]);
+  let known = answers.get(ends);
+  if (known === undefined) answers.set(ends, (known = new Map<number, number[]>()));
+  let found = known.get(node);
+  if (found === undefined) {
+    found = [];
+    for (let edge = 0; edge < graph.nEdges; edge++) if (ends[edge] === node) found.push(edge);
+    found.sort((a, b) => graph.arrays.weight[b] - graph.arrays.weight[a]);
+    known.set(node, found);
+  }
+  return found;
 }
 
 /** An edge's direct effect in logits; null where it has none, or nothing was asked. */

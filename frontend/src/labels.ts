@@ -8,6 +8,8 @@ const LEVEL_GAP = 6;
 const LINE_HEIGHT = LABEL_SIZE + 1;
 const LEVEL_MARGIN = 24;
 const TILTED_MARGIN = 14;
+/** Height of the lane between graph and labels that holds the bands of speakers. */
+export const ROLE_LANE = 19;
 
 export type LabelMode = "level" | "tilted";
 

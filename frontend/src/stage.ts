@@ -2,17 +2,20 @@
 // user selected or searched is told to it from outside.
 
 import { arrange, plotFor } from "./arrange";
-import { edgeKey, findEdge, type Graph } from "./graph";
+import { edgeKey, findEdge, isShown, type Graph } from "./graph";
 import { listenToGestures } from "./gestures";
 import { EdgeIndex, hitNode, sameHit, type Hit } from "./hit";
-import { LABEL_ANGLE, LABEL_SIZE } from "./labels";
+import { LABEL_ANGLE, LABEL_SIZE, ROLE_LANE } from "./labels";
 import { columnAt, curvePoint, edgeCurve, newCurve, nodePoint, type Point } from "./layout";
 import { nodeExists, parseNodeName, type NodeRef } from "./names";
-import { paintBase } from "./paint/base";
+import { Minimap } from "./minimap";
+import { paintBase, paintMoving, type Painting } from "./paint/base";
 import { ALL_PAINTED, type PaintedEdges } from "./paint/edges";
 import { columnX, selectorY } from "./paint/margins";
 import { paintOverlay, type Attention } from "./paint/overlay";
 import { font, nodeRadius, type Labels, type Scene } from "./paint/scene";
+import { pictureName, pictureScene, pngPicture, svgPicture, type Format, type Scope } from "./picture";
+import { roleSpans } from "./roles";
 import type { Coloring } from "./scale";
 import type { Selection } from "./selection";
 import { visibleText } from "./text";
@@ -40,6 +43,13 @@ const EDGE_REACH = 5;
 /** A node's reach never covers more of its cell than this, so that a background is left to click on. */
 const MAX_CELL_SHARE = 0.45;
 
+/** With more edges than this on the page, it is painted anew only when it has come to rest. */
+const HEAVY = 1500;
+/** Milliseconds without a gesture after which the page is at rest. */
+const REST = 130;
+/** A painting is not stretched further than this, either way: beyond, the strongest edges alone are painted. */
+const MAX_STRETCH = 3;
+
 const NOWHERE: Point = { x: 0, y: 0 };
 /** Where along an edge (0 to 1) a click on it is tried. */
 const PROBES = [0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8, 0.15, 0.85];
@@ -48,7 +58,7 @@ export interface StageEvents {
   onHover(hit: Hit | null, at: Point): void;
   onClick(hit: Hit | null): void;
   onPainted(edges: PaintedEdges): void;
-  onDraw(milliseconds: number): void;
+  onDraw(milliseconds: number, isFull: boolean): void;
   onError(error: unknown): void;
 }
 
@@ -81,14 +91,24 @@ export class Stage {
   private column: number | null = null;
   private scheduled = 0;
   private baseIsStale = true;
+  /** The view that the canvas was last fully painted for; null when something else than the view has changed since. */
+  private fullView: Transform | null = null;
+  /** A copy of that, taken when the page begins to move. */
+  private painting: Painting | null = null;
+  private rest: number | null = null;
+  private readonly minimap: Minimap;
   private readonly resizes: ResizeObserver;
   private readonly listeners = new AbortController();
 
   constructor(
     private readonly base: HTMLCanvasElement,
     private readonly overlay: HTMLCanvasElement,
+    minimap: { element: HTMLElement; canvas: HTMLCanvasElement; frame: HTMLElement },
     private readonly events: StageEvents,
   ) {
+    this.minimap = new Minimap(minimap.element, minimap.canvas, minimap.frame, this.listeners.signal, (centre) => {
+      this.showAround(centre);
+    });
     this.resizes = new ResizeObserver(() => {
       this.resize();
     });
@@ -103,6 +123,7 @@ export class Stage {
     this.listeners.abort();
     this.resizes.disconnect();
     cancelAnimationFrame(this.scheduled);
+    if (this.rest !== null) clearTimeout(this.rest);
   }
 
   /** Shows a graph; the view stays as it is unless `fit`. */
@@ -145,12 +166,46 @@ export class Stage {
     if (this.arranged === null) return;
     const { plot } = this.arranged;
     const middle = { x: plot.left + plot.width / 2, y: plot.top + plot.height / 2 };
+    this.beginMoving();
     this.zoomFrom(this.transform, middle, middle, factor);
+  }
+
+  /** Pans by so many pixels. */
+  panBy(dx: number, dy: number): void {
+    this.beginMoving();
+    this.zoomFrom(this.transform, NOWHERE, { x: dx, y: dy }, 1);
+  }
+
+  /** A picture as a file, and at how many pixels for each of the page it was drawn; null before there is anything to draw. */
+  async picture(scope: Scope, format: Format): Promise<{ file: Blob; name: string; scale: number } | null> {
+    const shown = this.scene();
+    if (shown === null) return null;
+    const scene = pictureScene(shown, scope);
+    const { tokens, target } = scene.graph.header;
+    const name = pictureName(tokens, target, format);
+    const canvas = document.createElement("canvas");
+    if (format === "svg") {
+      const context = canvas.getContext("2d");
+      const measure = (family: string, text: string) => {
+        if (context === null) return 0;
+        context.font = family;
+        return context.measureText(text).width;
+      };
+      const { text } = svgPicture(scene, this.attention, measure);
+      return { file: new Blob([text], { type: "image/svg+xml" }), name, scale: 1 };
+    }
+    const scale = pngPicture(canvas, scene, this.attention);
+    const file = await new Promise<Blob | null>((resolve) => {
+      canvas.toBlob(resolve, "image/png");
+    });
+    if (file === null) throw new Error("this browser could not write the picture; save it as SVG");
+    return { file, name, scale };
   }
 
   /** Pans just far enough to see a node. */
   revealNode(node: NodeRef): void {
-    if (this.arranged === null) return;
+    if (this.graph === null || this.arranged === null || this.isFitted) return;
+    this.beginMoving();
     this.moveTo(bringIntoView(this.transform, nodePoint(node), this.arranged.plot, false));
   }
 
@@ -187,6 +242,24 @@ export class Stage {
     return this.transform;
   }
 
+  private showAround(centre: Point): void {
+    if (this.graph === null || this.arranged === null) return;
+    const { plot } = this.arranged;
+    this.beginMoving();
+    this.moveTo(keepInSight(bringIntoView(this.transform, centre, plot, true), this.graph, plot));
+  }
+
+  /** Until nothing has moved for a moment, frames have to be cheap rather than complete. */
+  private beginMoving(): void {
+    if (this.rest !== null) clearTimeout(this.rest);
+    this.rest = window.setTimeout(() => {
+      this.rest = null;
+      if (this.painting === null) return;
+      this.baseIsStale = true;
+      this.redrawOverlay();
+    }, REST);
+  }
+
   /** A point at which the edge is the one under the pointer, if others do not cover all of it. */
   private pointOnEdge({ graph }: Scene, edge: number): Point {
     const curve = newCurve();
@@ -214,7 +287,8 @@ export class Stage {
   private applyTransform(transform: Transform): void {
     this.transform = transform;
     this.setHover(null, NOWHERE);
-    this.redraw();
+    this.baseIsStale = true;
+    this.redrawOverlay();
   }
 
   /** Margins and, while the view is a fitted one, proportions and zoom: from the size of the canvas and the tokens. */
@@ -222,14 +296,16 @@ export class Stage {
     if (this.graph === null || this.theme === null || this.width === 0) return;
     const texts = this.graph.header.tokens.map(visibleText);
     const widths = this.measure(texts, this.theme);
+    const lane = roleSpans(this.graph.header.roles).length > 0 ? ROLE_LANE : 0;
     if (this.isFitted || this.arranged === null) {
-      const { plot, fitted, mode } = arrange(this.width, this.height, this.graph, widths);
-      this.arranged = { plot, fitted, labels: { texts, widths, mode } };
+      const { plot, fitted, mode } = arrange(this.width, this.height, this.graph, widths, lane);
+      this.arranged = { plot, fitted, labels: { texts, widths, mode, lane } };
     } else {
       const { fitted, labels } = this.arranged;
-      const plot = plotFor(this.width, this.height, labels.mode, widths);
-      this.arranged = { plot, fitted, labels: { texts, widths, mode: labels.mode } };
+      const plot = plotFor(this.width, this.height, labels.mode, widths, lane);
+      this.arranged = { plot, fitted, labels: { texts, widths, mode: labels.mode, lane } };
     }
+    this.fullView = null;
     this.applyTransform(this.isFitted ? fitTransform(this.graph, this.arranged.plot) : this.transform);
   }
 
@@ -254,6 +330,7 @@ export class Stage {
       signal,
       () => this.transform,
       (view, from, to, factor) => {
+        this.beginMoving();
         this.zoomFrom(view, from, to, factor);
       },
     );
@@ -322,7 +399,8 @@ export class Stage {
     }
     const below = point.y - plot.top - plot.height;
     if (below > 0) {
-      const shift = labels.mode === "tilted" ? below / Math.tan(LABEL_ANGLE) / this.transform.kx : 0;
+      const beside = Math.max(0, below - labels.lane);
+      const shift = labels.mode === "tilted" ? beside / Math.tan(LABEL_ANGLE) / this.transform.kx : 0;
       const position = columnAt(graph, x + shift);
       return position === null ? null : { type: "node", node: { kind: "X", layer: 0, position } };
     }
@@ -331,7 +409,8 @@ export class Stage {
     const node = hitNode(graph, this.transform, point, reach);
     if (node !== null) return { type: "node", node };
     this.edgeIndex ??= new EdgeIndex(graph);
-    const isDrawn = (edge: number) => graph.arrays.weight[edge] >= this.painted.weakest[edgeKey(graph, edge)];
+    const isDrawn = (edge: number) =>
+      isShown(graph, edge) && graph.arrays.weight[edge] >= this.painted.weakest[edgeKey(graph, edge)];
     const edge = this.edgeIndex.hit(this.transform, point, EDGE_REACH, isDrawn);
     return edge === null ? null : { type: "edge", edge };
   }
@@ -346,12 +425,14 @@ export class Stage {
       height: this.height,
       theme: this.theme,
       coloring: this.coloring,
+      detail: "still",
       matches: this.matches,
       currentMatch: this.currentMatch,
     };
   }
 
   private redraw(): void {
+    this.fullView = null;
     this.baseIsStale = true;
     this.redrawOverlay();
   }
@@ -373,14 +454,40 @@ export class Stage {
     const base = this.context(this.base);
     const overlay = this.context(this.overlay);
     if (scene === null || base === null || overlay === null) return;
-    if (this.baseIsStale) {
+    const start = performance.now();
+    const wasStale = this.baseIsStale;
+    const painting = wasStale ? this.paintingToMove() : null;
+    if (wasStale) {
       this.baseIsStale = false;
-      const start = performance.now();
-      this.painted = paintBase(base, scene);
-      this.events.onPainted(this.painted);
-      this.events.onDraw(performance.now() - start);
+      base.clearRect(0, 0, scene.width, scene.height);
+      if (painting === null) {
+        this.painted = paintBase(base, scene);
+        this.fullView = this.transform;
+        this.painting = null;
+        this.events.onPainted(this.painted);
+      } else if (isStretched(painting.transform, this.transform)) {
+        paintBase(base, { ...scene, detail: "moving" });
+      } else {
+        paintMoving(base, scene, painting);
+      }
+      this.minimap.follow(scene);
     }
+    overlay.clearRect(0, 0, scene.width, scene.height);
     paintOverlay(overlay, scene, this.attention, this.column);
+    if (wasStale) this.events.onDraw(performance.now() - start, painting === null);
+  }
+
+  /** The painting to move instead of painting all anew; null at rest and of few edges. */
+  private paintingToMove(): Painting | null {
+    if (this.rest === null || this.fullView === null || this.painted.count < HEAVY) return null;
+    if (this.painting === null) {
+      const image = document.createElement("canvas");
+      image.width = this.base.width;
+      image.height = this.base.height;
+      image.getContext("2d")?.drawImage(this.base, 0, 0);
+      this.painting = { image, transform: this.fullView };
+    }
+    return this.painting;
   }
 
   /** The context of a canvas with as many pixels as the screen shows of it. */
@@ -396,4 +503,10 @@ export class Stage {
     context?.setTransform(ratio, 0, 0, ratio, 0, 0);
     return context;
   }
+}
+
+/** Whether a painting of one view is too coarse or too small to stand for another. */
+function isStretched(painted: Transform, view: Transform): boolean {
+  const stretch = view.kx / painted.kx;
+  return stretch > MAX_STRETCH || stretch < 1 / MAX_STRETCH;
 }

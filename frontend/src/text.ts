@@ -11,6 +11,8 @@ const GLYPHS: Record<string, string> = {
 const REPLACED = /[ \u00a0\p{Cc}]/gu;
 const HAS_INK = /[^\p{Cc}\p{Cf}\p{Z}]/u;
 const ELLIPSIS = "\u2026";
+/** Of contributions and effects, as in the tables beside the graph. */
+const DECIMALS = 3;
 
 /** Spaces, newlines and control characters become glyphs, so that " Mary" differs from "Mary"; the rest is untouched. */
 export function visibleText(token: string): string {
@@ -54,16 +56,14 @@ export function findTokens(tokens: readonly string[], query: string): number[] {
   });
 }
 
-/** A signed number of logits: +1.23, −0.045, 0. */
+/** A signed number of logits, as everywhere on the page: +1.230, -0.045. */
 export function formatEffect(effect: number): string {
-  const size = Math.abs(effect);
-  if (size < 0.0005) return "0";
-  return `${effect < 0 ? "\u2212" : "+"}${size.toFixed(size < 1 ? 3 : 2)}`;
+  const figures = effect.toFixed(DECIMALS);
+  return Number(figures) === 0 ? `+${(0).toFixed(DECIMALS)}` : effect > 0 ? `+${figures}` : figures;
 }
 
-/** A share of 1 as a short number: .97, .043, <.001. */
+/** A share of 1, as everywhere on the page: 0.970, 0.043; what would round to nothing is <0.001. */
 export function formatWeight(weight: number): string {
-  if (weight >= 0.9995) return "1.00";
-  if (weight > 0 && weight < 0.001) return "<.001";
-  return weight.toFixed(weight < 0.1 ? 3 : 2).replace(/^0/, "");
+  const least = 10 ** -DECIMALS;
+  return weight > 0 && weight < least ? `<${least.toFixed(DECIMALS)}` : weight.toFixed(DECIMALS);
 }

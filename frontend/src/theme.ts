@@ -1,5 +1,7 @@
-// Colours and fonts: neutral ones from Streamlit's CSS variables, accents from the colour-blind-safe Okabe-Ito family.
+// Colours and fonts: neutral ones from Streamlit's CSS variables, edges from the colour-blind-safe Okabe-Ito family.
+// That those to be told apart can be, by everyone, is tested in `colours.test.ts`.
 
+import type { Speaker } from "./roles";
 import type { EdgeKey } from "./selection";
 
 export interface Theme {
@@ -12,12 +14,28 @@ export interface Theme {
   /** The two ends of the scale of direct effects, and its middle; "#rrggbb". */
   effect: { raises: string; neutral: string; lowers: string };
   selection: string;
+  role: Record<Speaker, string>;
   isDark: boolean;
 }
 
-/** Tints of the same hues that stand out from a white and from a near-black page. */
-const ON_LIGHT = { attention: "#0072b2", ffn: "#009e73", residual: "#7d838c", selection: "#d55e00" };
-const ON_DARK = { attention: "#56b4e9", ffn: "#2dc79a", residual: "#9aa1ac", selection: "#f0a30a" };
+/** Tints of the same hues that stand out from a white and from a near-black page; the selection is like none of the effects. */
+export const ON_LIGHT = { attention: "#0072b2", ffn: "#009e73", residual: "#7d838c", selection: "#7a0c5a" };
+export const ON_DARK = { attention: "#56b4e9", ffn: "#2dc79a", residual: "#9aa1ac", selection: "#ffe81a" };
+/** Bands of speakers, apart from each other in hue and lightness; none is the colour of an edge. */
+export const ROLES_ON_LIGHT: Record<Speaker, string> = {
+  system: "#7a1fe0",
+  user: "#b08a00",
+  assistant: "#4c3245",
+  tool: "#8a2a10",
+  continuation: "#d615b0",
+};
+export const ROLES_ON_DARK: Record<Speaker, string> = {
+  system: "#8a5cff",
+  user: "#f2df80",
+  assistant: "#b0605c",
+  tool: "#ff4d1a",
+  continuation: "#ff59d4",
+};
 const DARK_BELOW = 0.4;
 
 const FALLBACK = {
@@ -44,6 +62,7 @@ export function readTheme(element: Element): Theme {
     edge,
     effect: { raises: shade("raises"), neutral: shade("neutral"), lowers: shade("lowers") },
     selection,
+    role: isDark ? ROLES_ON_DARK : ROLES_ON_LIGHT,
     isDark,
   };
 }

@@ -31,6 +31,7 @@ export function makeFrame(edges: readonly Edge[], header: Partial<FrameHeader> =
       effect_of: null,
       mass: null,
       highlight: null,
+      roles: null,
       ...header,
     },
     arrays: {

@@ -22,6 +22,7 @@ describe("the golden frame that Python wrote", () => {
       effect_of: "·gave − ⏎",
       mass: null,
       highlight: null,
+      roles: ["special", "system", "user", "user", "assistant", "tool", "continuation", null],
     });
   });
 
@@ -91,6 +92,8 @@ describe("bytes that are no frame", () => {
       encode({ ...header, effect_of: "a", arrays: { ...arrays, effect: empty("f4", 1) } }, new Uint8Array(8)),
       /array "effect" has 1 entries for 0 edges/,
     ],
+    ["roles of other tokens", encode({ ...header, roles: [] }), /"roles" is not a list of 1 roles, one for each token/],
+    ["a role that nobody has", encode({ ...header, roles: ["king"] }), /"roles" is not a list of 1 roles/],
     [
       "an edge outside of the graph",
       encode(
@@ -123,6 +126,12 @@ describe("bytes that are no frame", () => {
     });
     expect(read({ highlight: { layer: -1, head: 1 }, mass: "all" })).toMatchObject({ highlight: null, mass: null });
     expect(read({})).toMatchObject({ highlight: null, mass: null });
+  });
+
+  it("roles may be absent, and tokens may have none", () => {
+    const read = (extra: object) =>
+      decodeFrame(encode({ ...header, ...extra, arrays }, new Uint8Array(8))).header.roles;
+    expect([read({}), read({ roles: null }), read({ roles: [null] })]).toEqual([null, null, [null]]);
   });
 
   it("a graph without edges is a graph", () => {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 
-import { edgeHeads, edgeSelection, findEdge, incomingEdges, outgoingEdges } from "../src/graph";
+import { edgeHeads, edgeSelection, findEdge, incomingEdges, isShown, outgoingEdges, withoutFirst } from "../src/graph";
 import { nodeFromId, nodeId, nodeName, parseNodeName, slotCount } from "../src/names";
 import { makeGraph, type Edge } from "./example";
 
@@ -101,5 +101,24 @@ describe("a highlighted head", () => {
 
   it("is none by default", () => {
     expect(makeGraph(edges).highlighted).toBeNull();
+  });
+});
+
+describe("without the first token", () => {
+  const highlighted = makeGraph(EDGES, { highlight: { layer: 0, head: 3 } });
+  const hidden = withoutFirst(highlighted);
+
+  it("its edges are neither drawn nor hit, and every number stays", () => {
+    expect(EDGES.map((_, edge) => isShown(hidden, edge))).toEqual([false, true, true, true, true, true, true]);
+    expect(EDGES.every((_, edge) => isShown(highlighted, edge))).toBe(true);
+    expect([...hidden.byWeight]).toEqual([3, 1, 6, 4, 5, 2]);
+    expect([hidden.nHidden, hidden.nEdges, highlighted.nHidden]).toEqual([1, EDGES.length, null]);
+    expect(hidden.arrays).toBe(highlighted.arrays);
+    expect(incomingEdges(hidden, id("A0_2"))).toEqual(incomingEdges(highlighted, id("A0_2")));
+  });
+
+  it("its nodes are no route nodes, and its heads' edges are not highlighted", () => {
+    expect([...hidden.routeNodes].map((node) => nodeFromId(node, 2).position)).toEqual([2, 2, 2, 2, 2, 2]);
+    expect([highlighted.highlighted, hidden.highlighted]).toEqual([[0], []]);
   });
 });

@@ -30,11 +30,15 @@ def received(at: AppTest) -> str:
 
 def test_a_model_with_a_template_takes_a_text_or_a_conversation_and_keeps_what_was_typed(start: Start, demo: Any) -> None:  # noqa: F811
     at = start(DEMO, QUESTION)
-    assert frame(at)[0]["tokens"] == list(demo.trace(QUESTION).token_texts)
+    plain = demo.trace(QUESTION)
+    assert frame(at)[0]["tokens"] == list(plain.token_texts)
+    assert frame(at)[0]["roles"] == ["special", *[None] * (plain.n_tokens - 1)]
     at = as_chat(at)
     expected = demo.trace([ChatMessage("user", QUESTION)])
     header, arrays = frame(at)
     assert header["tokens"] == list(expected.token_texts)
+    assert header["roles"] == list(expected.prompt.roles)
+    assert {*header["roles"]} == {"special", "user"}
     assert arrays["weight"] == pytest.approx(llm_tt.extract_routes(expected).weight, abs=1e-6)
     assert at.text_area(key="prompt").label == "User"
     at.button_group(key="prompt_form").set_value("Text")

@@ -119,12 +119,30 @@ def test_the_selection_the_view_and_the_component_survive_a_moved_threshold(page
     page.page.get_by_test_id("graph-zoom-in").click()
     page.page.wait_for_timeout(400)
     view, mounts = page.data("view"), page.data("mounts")
-    page.press_slider("Threshold", "ArrowRight")
-    expect(page.graph).to_have_attribute("data-n-edges", str(llm_tt.extract_routes(trace, threshold=0.045).n_edges))
+    page.page.evaluate("window.canvases = [...document.querySelectorAll('.canvases canvas')]")
+    for threshold in (0.045, 0.05, 0.055):
+        drawn = page.data("frames")
+        page.press_slider("Threshold", "ArrowRight")
+        expect(page.graph).to_have_attribute("data-n-edges", str(llm_tt.extract_routes(trace, threshold=threshold).n_edges))
+        page.page.wait_for_timeout(400)
+        page.settle()
+        assert 1 <= page.data("frames") - drawn <= 3, "one change of the threshold was painted many times"
+        assert page.data("view") == view
+        assert page.data("mounts") == mounts == 1
+        assert page.page.evaluate("[...document.querySelectorAll('.canvases canvas')].every((canvas, i) => canvas === window.canvases[i])")
+        assert page.page.get_by_text("token 2 · layer 2, after the FFN").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_conversation_is_drawn_with_its_speakers(browser: Browser, app: App, scheme: str) -> None:
+    tab = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="dark" if scheme == "dark" else "light")
+    page = ExplorePage(tab).open(app.url)
+    expect(page.graph.locator(".legend")).not_to_contain_text("user")
+    tab.get_by_role("radio", name="Chat").click()
+    expect(page.graph.locator(".legend")).to_contain_text("user")
     page.settle()
-    assert page.data("view") == view
-    assert page.data("mounts") == mounts
-    assert page.page.get_by_text("token 2 · layer 2, after the FFN").is_visible()
+    screenshot(page, f"chat-{scheme}")
+    tab.close()
 
 
 # Timed in the page: this process has seen thousands of tests, and its own pauses are not the user's.

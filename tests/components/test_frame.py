@@ -27,6 +27,7 @@ EXAMPLE_HEADER: dict[str, Any] = {
     "probability": 0.75,
     "selection": {"type": "edge", "key": "attention", "from": "I0_1", "to": "A1_2"},
     "effect_of": "·gave − ⏎",
+    "roles": ["special", "system", "user", "user", "assistant", "tool", "continuation", None],
 }
 
 # kind, layer, source, destination, weight, {head: weight}: the routes to token 2, weights exact in float32.

@@ -6,11 +6,20 @@ import { classWeight, edgeOpacity, edgeWidth, effectShade, weightClass, WEIGHT_C
 import type { EdgeKey } from "../selection";
 import { effectColor } from "../theme";
 import { curveToScreen, toGrid, visibleColumns } from "../view";
-import { isFar, strokeScale, type Scene } from "./scene";
+import type { Pen } from "./pen";
+import { isFar, strokeScale, type Detail, type Scene } from "./scene";
 
 /** How many edges of a kind are painted at most, strongest first, so that a pan stays smooth. */
-const MOST_NEAR: Record<EdgeKey, number> = { attention: 4000, residual: 2500, ffn: 2500 };
-const MOST_FAR: Record<EdgeKey, number> = { attention: 1200, residual: 2000, ffn: 0 };
+const MOST_NEAR: Record<Detail, Record<EdgeKey, number>> = {
+  still: { attention: 4000, residual: 2500, ffn: 2500 },
+  moving: { attention: 400, residual: 400, ffn: 200 },
+  picture: { attention: 20_000, residual: 20_000, ffn: 20_000 },
+};
+const MOST_FAR: Record<Detail, Record<EdgeKey, number>> = {
+  still: { attention: 1200, residual: 2000, ffn: 0 },
+  moving: { attention: 400, residual: 400, ffn: 0 },
+  picture: { attention: 1200, residual: 2000, ffn: 0 },
+};
 const KEYS: readonly EdgeKey[] = ["residual", "ffn", "attention"];
 /** How much of their opacity is left to edges that have no direct effect, where effects are shown. */
 const WITHOUT_EFFECT = 0.3;
@@ -27,8 +36,8 @@ export const ALL_PAINTED: PaintedEdges = { count: 0, weakest: { attention: 0, re
 
 const curve = newCurve();
 
-export function paintEdges(context: CanvasRenderingContext2D, scene: Scene): PaintedEdges {
-  const { edges, weakest } = edgesInView(scene, isFar(scene) ? MOST_FAR : MOST_NEAR);
+export function paintEdges(context: Pen, scene: Scene): PaintedEdges {
+  const { edges, weakest } = edgesInView(scene, (isFar(scene) ? MOST_FAR : MOST_NEAR)[scene.detail]);
   context.lineCap = "butt";
   const scale = strokeScale(scene);
   const strength = scene.graph.highlighted === null ? 1 : DIMMED;
@@ -78,13 +87,7 @@ export function edgeColor({ graph, theme, coloring }: Scene, edge: number): stri
 }
 
 /** Paints one edge over the others. */
-export function strokeEdge(
-  context: CanvasRenderingContext2D,
-  scene: Scene,
-  edge: number,
-  color: string,
-  extra: number,
-) {
+export function strokeEdge(context: Pen, scene: Scene, edge: number, color: string, extra: number) {
   const { graph } = scene;
   context.strokeStyle = color;
   context.lineWidth = edgeWidth(graph.arrays.weight[edge]) * strokeScale(scene) + extra;
@@ -97,7 +100,7 @@ function isStraight(kind: number): boolean {
   return kind === RESIDUAL_TO_A || kind === RESIDUAL_TO_I;
 }
 
-function tracePath(context: CanvasRenderingContext2D, { graph, transform }: Scene, edge: number) {
+function tracePath(context: Pen, { graph, transform }: Scene, edge: number) {
   edgeCurve(graph, edge, curve);
   curveToScreen(transform, curve);
   context.moveTo(curve[0], curve[1]);
@@ -114,6 +117,7 @@ function edgesInView({ graph, transform, plot }: Scene, most: Record<EdgeKey, nu
   const edges: number[] = [];
   const left = { ...most };
   const weakest = { ...ALL_PAINTED.weakest };
+  let room = left.attention + left.residual + left.ffn;
   for (const edge of graph.byWeight) {
     // One column of slack: FFN blocks and self-attention stand out to the side.
     const from = Math.min(source[edge], destination[edge]) - 1;
@@ -124,9 +128,11 @@ function edgesInView({ graph, transform, plot }: Scene, most: Record<EdgeKey, nu
     if (left[key] > 0) {
       left[key] -= 1;
       edges.push(edge);
+      room -= 1;
     } else if (weakest[key] === 0) {
       weakest[key] = most[key] === 0 ? Infinity : weight[edge];
     }
+    if (room === 0 && Object.values(weakest).every((value) => value > 0)) break;
   }
   return { edges, weakest };
 }

@@ -4,6 +4,7 @@ import { LABEL_ANGLE, LABEL_SIZE, MAX_LABEL_WIDTH, plannedLabels } from "../labe
 import { layerBand } from "../layout";
 import { fitText, formatWeight, visibleText } from "../text";
 import { toScreen, visibleColumns } from "../view";
+import type { Pen } from "./pen";
 import { font, type Scene } from "./scene";
 
 /** Height of the selectors' tips above the plot. */
@@ -20,12 +21,14 @@ const LAYER_LABEL_SIZE = 11;
 const PREDICTION_SIZE = 13;
 const PREDICTION_GAP = 6;
 const LABEL_GAP = 8;
+/** How far the outline of a special token stands off its text. */
+const OUTLINE = 2;
 
 export function columnX(scene: Scene, position: number): number {
   return toScreen(scene.transform, { x: position, y: 0 }).x;
 }
 
-export function paintLayerLabels(context: CanvasRenderingContext2D, { graph, transform, plot, theme }: Scene): void {
+export function paintLayerLabels(context: Pen, { graph, transform, plot, theme }: Scene): void {
   const middle = (layer: number) => {
     const { top, bottom } = layerBand(layer);
     return toScreen(transform, { x: 0, y: (top + bottom) / 2 }).y;
@@ -48,7 +51,7 @@ export function paintLayerLabels(context: CanvasRenderingContext2D, { graph, tra
   context.globalAlpha = 1;
 }
 
-export function paintTokenLabels(context: CanvasRenderingContext2D, scene: Scene): void {
+export function paintTokenLabels(context: Pen, scene: Scene): void {
   const { graph, transform, plot, theme, labels } = scene;
   const [first, last] = visibleColumns(transform, graph, plot);
   const pixels = transform.kx;
@@ -59,33 +62,46 @@ export function paintTokenLabels(context: CanvasRenderingContext2D, scene: Scene
     return graph.isRouteColumn[position];
   };
   const measure = (text: string) => context.measureText(text).width;
-  const y = plot.top + plot.height + LABEL_GAP;
+  const y = plot.top + plot.height + labels.lane + LABEL_GAP;
   context.fillStyle = theme.text;
   for (const position of plannedLabels(labels.mode, pixels, first, last, priority)) {
     const x = columnX(scene, position);
     if (x < plot.left || x > plot.left + plot.width) continue;
     const strong = priority(position) > 0;
-    context.font = font(LABEL_SIZE, theme.codeFont, position === graph.header.target ? 700 : 400);
+    const isSpecial = graph.header.roles?.[position] === "special";
+    context.font = font(LABEL_SIZE, theme.codeFont, position === graph.header.target ? 700 : 400, isSpecial);
     context.globalAlpha = strong ? 1 : MUTED;
     if (labels.mode === "level") {
       context.textAlign = "center";
       context.textBaseline = "top";
-      context.fillText(fitText(labels.texts[position], Math.max(pixels, 3 * LABEL_SIZE) - 4, measure), x, y);
+      const text = fitText(labels.texts[position], Math.max(pixels, 3 * LABEL_SIZE) - 4, measure);
+      context.fillText(text, x, y);
+      if (isSpecial) paintOutline(context, scene, x - measure(text) / 2, y + LABEL_SIZE / 2 - 1, measure(text));
     } else {
-      const room = Math.min(MAX_LABEL_WIDTH, (x + LABEL_GAP) / Math.cos(LABEL_ANGLE));
+      const room = Math.min(MAX_LABEL_WIDTH, (x - OUTLINE) / Math.cos(LABEL_ANGLE));
       context.save();
       context.translate(x + LABEL_SIZE / 3, y);
       context.rotate(-LABEL_ANGLE);
       context.textAlign = "right";
       context.textBaseline = "middle";
-      context.fillText(fitText(labels.texts[position], room, measure), 0, 0);
+      const text = fitText(labels.texts[position], room, measure);
+      context.fillText(text, 0, 0);
+      if (isSpecial) paintOutline(context, scene, -measure(text), 0, measure(text));
       context.restore();
     }
   }
   context.globalAlpha = 1;
 }
 
-export function paintSelectors(context: CanvasRenderingContext2D, scene: Scene): void {
+/** The outline that tells special tokens from others, around a text that begins at x and has its middle at y. */
+function paintOutline(context: Pen, { theme }: Scene, x: number, y: number, width: number): void {
+  const height = LABEL_SIZE + 1;
+  context.strokeStyle = theme.text;
+  context.lineWidth = 0.75;
+  context.strokeRect(x - OUTLINE, y - height / 2, width + 2 * OUTLINE, height);
+}
+
+export function paintSelectors(context: Pen, scene: Scene): void {
   const { graph, transform, plot, theme } = scene;
   const [first, last] = visibleColumns(transform, graph, plot);
   if (transform.kx >= MIN_SELECTOR_COLUMN) {
@@ -110,12 +126,7 @@ export function paintSelectors(context: CanvasRenderingContext2D, scene: Scene):
 }
 
 /** The triangle above the column that the pointer is in: at full size, so that a column of any width is seen to have one. */
-export function paintPointedSelector(
-  context: CanvasRenderingContext2D,
-  scene: Scene,
-  position: number,
-  isHit: boolean,
-): void {
+export function paintPointedSelector(context: Pen, scene: Scene, position: number, isHit: boolean): void {
   const { theme, graph } = scene;
   if (position === graph.header.target && !isHit) return;
   context.beginPath();
@@ -129,7 +140,7 @@ export function paintPointedSelector(
 }
 
 /** Adds the triangle above a column to the current path. */
-function addSelector(context: CanvasRenderingContext2D, scene: Scene, position: number, size: number): void {
+function addSelector(context: Pen, scene: Scene, position: number, size: number): void {
   const x = columnX(scene, position);
   const { plot } = scene;
   if (x < plot.left || x > plot.left + plot.width) return;
@@ -145,7 +156,7 @@ export function selectorY({ plot }: Scene): number {
   return plot.top - SELECTOR_BOTTOM - SELECTOR_SIZE;
 }
 
-function paintPrediction(context: CanvasRenderingContext2D, scene: Scene, x: number): void {
+function paintPrediction(context: Pen, scene: Scene, x: number): void {
   const { prediction, probability } = scene.graph.header;
   if (prediction === null) return;
   const { theme, width, plot } = scene;
@@ -169,7 +180,7 @@ function paintPrediction(context: CanvasRenderingContext2D, scene: Scene, x: num
   });
 }
 
-function measuredIn(context: CanvasRenderingContext2D, family: string): (text: string) => number {
+function measuredIn(context: Pen, family: string): (text: string) => number {
   return (text) => {
     context.font = family;
     return context.measureText(text).width;
@@ -177,7 +188,7 @@ function measuredIn(context: CanvasRenderingContext2D, family: string): (text: s
 }
 
 /** Alternating bands tell layers apart; thin lines mark the columns. */
-export function paintGround(context: CanvasRenderingContext2D, scene: Scene): void {
+export function paintGround(context: Pen, scene: Scene): void {
   const { graph, transform, plot, theme } = scene;
   context.fillStyle = theme.band;
   context.globalAlpha = BAND;
@@ -190,13 +201,7 @@ export function paintGround(context: CanvasRenderingContext2D, scene: Scene): vo
 }
 
 /** Tints a column over the whole plot. */
-export function paintColumn(
-  context: CanvasRenderingContext2D,
-  scene: Scene,
-  position: number,
-  color: string,
-  alpha: number,
-) {
+export function paintColumn(context: Pen, scene: Scene, position: number, color: string, alpha: number) {
   const { plot, transform } = scene;
   const width = Math.max(3, 0.9 * transform.kx);
   context.globalAlpha = alpha;

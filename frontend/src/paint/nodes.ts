@@ -5,7 +5,9 @@ import { nodeFromId, nodeId, type NodeRef } from "../names";
 import { effectShade } from "../scale";
 import { effectColor } from "../theme";
 import { toScreen, visibleColumns, type Transform } from "../view";
+import type { Pen } from "./pen";
 import { isFar, nodeRadius, type Scene } from "./scene";
+import { SvgPen } from "./svg";
 
 const PALE = 0.18;
 /** Pale nodes are a little smaller, too. */
@@ -17,20 +19,26 @@ const STRONG = 0.82;
 const DISC_RADIUS = 1.3;
 
 /** Every node, pale: they can be selected although no route reaches them. */
-export function paintPaleNodes(context: CanvasRenderingContext2D, scene: Scene): void {
+export function paintPaleNodes(context: Pen, scene: Scene): void {
   const { graph, transform, plot, theme } = scene;
   if (transform.kx < MIN_PALE_COLUMN) return;
   const radius = PALE_SIZE * nodeRadius(scene);
   const box = gridBox(graph);
   const origin = toScreen(transform, { x: box.minX, y: layerBand(graph.nLayers - 1).top });
   const end = toScreen(transform, { x: box.maxX, y: layerBand(0).bottom });
-  const pattern = context.createPattern(nodeTile(scene), "repeat");
-  if (pattern === null) return;
-  pattern.setTransform(
-    new DOMMatrix([1 / pixelRatio(), 0, 0, 1 / pixelRatio(), origin.x, origin.y]).multiply(tileStretch(scene)),
-  );
-  context.fillStyle = pattern;
-  context.fillRect(origin.x, origin.y, end.x - origin.x, end.y - origin.y);
+  const area = { width: end.x - origin.x, height: end.y - origin.y };
+  if (context instanceof SvgPen) {
+    context.fillTiles(origin, tileSize(scene, 1), area, (pen) => {
+      paintTile(pen, scene, 1);
+    });
+  } else {
+    const pattern = (context as CanvasRenderingContext2D).createPattern(nodeTile(scene), "repeat");
+    if (pattern === null) return;
+    const ratio = pixelRatio();
+    pattern.setTransform(new DOMMatrix([1 / ratio, 0, 0, 1 / ratio, origin.x, origin.y]).multiply(tileStretch(scene)));
+    context.fillStyle = pattern;
+    context.fillRect(origin.x, origin.y, area.width, area.height);
+  }
 
   const [first, last] = visibleColumns(transform, graph, plot);
   context.globalAlpha = PALE;
@@ -47,46 +55,52 @@ function pixelRatio(): number {
   return window.devicePixelRatio || 1;
 }
 
-/** Exact size of one layer of one column, in device pixels. */
-function tileSize({ transform: { kx, ky } }: Scene): { width: number; height: number } {
+/** Exact size of one layer of one column, in pixels of a bitmap that has `ratio` of them for one of the page. */
+function tileSize({ transform: { kx, ky } }: Scene, ratio: number): { width: number; height: number } {
   const { top, bottom } = layerBand(0);
-  return { width: kx * pixelRatio(), height: (bottom - top) * ky * pixelRatio() };
+  return { width: kx * ratio, height: (bottom - top) * ky * ratio };
 }
 
 /** A bitmap has whole pixels; the pattern is stretched by the rest. */
 function tileStretch(scene: Scene): DOMMatrix {
-  const { width, height } = tileSize(scene);
+  const { width, height } = tileSize(scene, pixelRatio());
   return new DOMMatrix().scale(width / Math.max(1, Math.round(width)), height / Math.max(1, Math.round(height)));
 }
 
 function nodeTile(scene: Scene): HTMLCanvasElement {
-  const { transform, theme } = scene;
-  const { width, height } = tileSize(scene);
+  const { width, height } = tileSize(scene, pixelRatio());
   const tile = document.createElement("canvas");
   tile.width = Math.max(1, Math.round(width));
   tile.height = Math.max(1, Math.round(height));
   const context = tile.getContext("2d");
-  if (context === null) return tile;
-  const [kx, ky] = [transform.kx * pixelRatio(), transform.ky * pixelRatio()];
+  if (context !== null) paintTile(context, scene, pixelRatio());
+  return tile;
+}
+
+/** The three nodes of one layer of one column. */
+function paintTile(context: Pen, scene: Scene, ratio: number): void {
+  const { transform, theme } = scene;
+  const [kx, ky] = [transform.kx * ratio, transform.ky * ratio];
   const inTile: Transform = { kx, ky, x: kx / 2, y: -layerBand(0).top * ky };
-  const radius = PALE_SIZE * nodeRadius(scene) * pixelRatio();
+  const radius = PALE_SIZE * nodeRadius(scene) * ratio;
   context.globalAlpha = PALE;
   context.fillStyle = theme.text;
   context.beginPath();
   for (const kind of ["A", "I"] as const) addNode(context, inTile, { kind, layer: 0, position: 0 }, radius);
   context.fill();
-  if (isFar(scene)) return tile;
-  context.globalAlpha = 2 * PALE;
-  context.strokeStyle = theme.edge.ffn;
-  context.lineWidth = Math.max(0.5, radius / 4);
-  const side = 1.5 * radius;
-  const ffn = toScreen(inTile, { x: FFN_OFFSET, y: nodePoint({ kind: "M", layer: 0, position: 0 }).y });
-  context.strokeRect(ffn.x - side / 2, ffn.y - side / 2, side, side);
-  return tile;
+  if (!isFar(scene)) {
+    context.globalAlpha = 2 * PALE;
+    context.strokeStyle = theme.edge.ffn;
+    context.lineWidth = Math.max(0.5, radius / 4);
+    const side = 1.5 * radius;
+    const ffn = toScreen(inTile, { x: FFN_OFFSET, y: nodePoint({ kind: "M", layer: 0, position: 0 }).y });
+    context.strokeRect(ffn.x - side / 2, ffn.y - side / 2, side, side);
+  }
+  context.globalAlpha = 1;
 }
 
 /** The nodes that a route reaches. From afar the routes themselves say as much. */
-export function paintRouteNodes(context: CanvasRenderingContext2D, scene: Scene): void {
+export function paintRouteNodes(context: Pen, scene: Scene): void {
   const { graph, transform, plot } = scene;
   if (isFar(scene)) return;
   const [first, last] = visibleColumns(transform, graph, plot);
@@ -99,7 +113,7 @@ export function paintRouteNodes(context: CanvasRenderingContext2D, scene: Scene)
 }
 
 /** Paints nodes of the routes: discs of the residual stream, squares of the FFN. */
-export function paintNodes(context: CanvasRenderingContext2D, scene: Scene, nodes: readonly NodeRef[]): void {
+export function paintNodes(context: Pen, scene: Scene, nodes: readonly NodeRef[]): void {
   const { transform, theme } = scene;
   const radius = nodeRadius(scene);
   context.fillStyle = theme.background;
@@ -122,7 +136,7 @@ export function paintNodes(context: CanvasRenderingContext2D, scene: Scene, node
 }
 
 /** An FFN block in the colour of its direct effect. */
-function paintEffect(context: CanvasRenderingContext2D, scene: Scene, node: NodeRef, radius: number): void {
+function paintEffect(context: Pen, scene: Scene, node: NodeRef, radius: number): void {
   const { graph, theme, transform } = scene;
   const effect = graph.ffnEffects.get(nodeId(node, graph.nLayers));
   context.fillStyle = effectColor(theme, effect === undefined ? 0 : effectShade(effect, graph.largestEffect));
@@ -132,7 +146,7 @@ function paintEffect(context: CanvasRenderingContext2D, scene: Scene, node: Node
 }
 
 /** Adds a node's outline to the current path. */
-export function addNode(context: CanvasRenderingContext2D, transform: Transform, node: NodeRef, radius: number) {
+export function addNode(context: Pen, transform: Transform, node: NodeRef, radius: number) {
   const { x, y } = toScreen(transform, nodePoint(node));
   if (node.kind === "M" || radius < DISC_RADIUS) {
     context.rect(x - radius, y - radius, 2 * radius, 2 * radius);

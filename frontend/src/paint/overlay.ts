@@ -1,12 +1,13 @@
 // Paints what follows pointer, selection and keyboard, on a canvas of its own above the graph.
 
-import { findEdge, incomingEdges, outgoingEdges, type Graph } from "../graph";
+import { findEdge, incomingEdges, isShown, outgoingEdges, type Graph } from "../graph";
 import type { Hit } from "../hit";
 import { nodeExists, nodeFromId, nodeId, parseNodeName, type NodeRef } from "../names";
 import type { Selection } from "../selection";
 import { edgeColor, strokeEdge } from "./edges";
 import { paintColumn, paintPointedSelector } from "./margins";
 import { addNode, paintNodes } from "./nodes";
+import type { Pen } from "./pen";
 import { nodeRadius, type Scene } from "./scene";
 
 const HOVER_TINT = 0.06;
@@ -21,13 +22,12 @@ export interface Attention {
 }
 
 export function paintOverlay(
-  context: CanvasRenderingContext2D,
+  context: Pen,
   scene: Scene,
   { hover, selection, focus }: Attention,
   pointedColumn: number | null,
 ): void {
   const { plot, theme, graph } = scene;
-  context.clearRect(0, 0, scene.width, scene.height);
   if (pointedColumn !== null) paintPointedSelector(context, scene, pointedColumn, hover?.type === "target");
   context.save();
   context.beginPath();
@@ -54,7 +54,7 @@ function hoveredColumn(hit: Hit): number | null {
   return hit.type === "node" ? hit.node.position : hit.position;
 }
 
-function paintHighlighted(context: CanvasRenderingContext2D, scene: Scene, edges: readonly number[]): void {
+function paintHighlighted(context: Pen, scene: Scene, edges: readonly number[]): void {
   const { graph, theme } = scene;
   for (const edge of edges) strokeEdge(context, scene, edge, theme.selection, LIFT);
   paintNodes(
@@ -64,7 +64,7 @@ function paintHighlighted(context: CanvasRenderingContext2D, scene: Scene, edges
   );
 }
 
-function paintSelection(context: CanvasRenderingContext2D, scene: Scene, selection: Selection): void {
+function paintSelection(context: Pen, scene: Scene, selection: Selection): void {
   const { graph, theme } = scene;
   const { nLayers, nTokens } = graph;
   if (selection.type === "node") {
@@ -79,7 +79,7 @@ function paintSelection(context: CanvasRenderingContext2D, scene: Scene, selecti
     return;
   }
   const edge = findEdge(graph, selection);
-  if (edge >= 0) {
+  if (edge >= 0 && isShown(graph, edge)) {
     context.globalAlpha = 0.3;
     strokeEdge(context, scene, edge, theme.selection, HALO);
     context.globalAlpha = 1;
@@ -94,7 +94,7 @@ function paintSelection(context: CanvasRenderingContext2D, scene: Scene, selecti
 
 function edgesOf(graph: Graph, node: NodeRef): number[] {
   const id = nodeId(node, graph.nLayers);
-  return [...incomingEdges(graph, id), ...outgoingEdges(graph, id)];
+  return [...incomingEdges(graph, id), ...outgoingEdges(graph, id)].filter((edge) => isShown(graph, edge));
 }
 
 function endsOf(graph: Graph, edge: number): NodeRef[] {
@@ -102,7 +102,7 @@ function endsOf(graph: Graph, edge: number): NodeRef[] {
 }
 
 /** Edges at full strength, and the nodes at their ends over them. */
-function emphasiseEdges(context: CanvasRenderingContext2D, scene: Scene, edges: readonly number[]): void {
+function emphasiseEdges(context: Pen, scene: Scene, edges: readonly number[]): void {
   const { graph } = scene;
   for (const edge of edges) strokeEdge(context, scene, edge, edgeColor(scene, edge), LIFT);
   paintNodes(
@@ -112,7 +112,7 @@ function emphasiseEdges(context: CanvasRenderingContext2D, scene: Scene, edges: 
   );
 }
 
-function paintRing(context: CanvasRenderingContext2D, scene: Scene, node: NodeRef, color: string, width: number): void {
+function paintRing(context: Pen, scene: Scene, node: NodeRef, color: string, width: number): void {
   context.strokeStyle = color;
   context.lineWidth = width;
   context.beginPath();
@@ -120,7 +120,7 @@ function paintRing(context: CanvasRenderingContext2D, scene: Scene, node: NodeRe
   context.stroke();
 }
 
-function paintFocus(context: CanvasRenderingContext2D, scene: Scene, node: NodeRef): void {
+function paintFocus(context: Pen, scene: Scene, node: NodeRef): void {
   context.setLineDash([3, 2]);
   context.strokeStyle = scene.theme.text;
   context.lineWidth = 1.5;

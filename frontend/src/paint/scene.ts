@@ -10,7 +10,12 @@ export interface Labels {
   texts: readonly string[];
   widths: Float32Array;
   mode: LabelMode;
+  /** Height of the lane above them for the bands of speakers; 0 without any. */
+  lane: number;
 }
+
+/** How many edges are painted: all that a still page can, few while it moves, or as many as a saved picture can hold. */
+export type Detail = "still" | "moving" | "picture";
 
 export interface Scene {
   graph: Graph;
@@ -20,6 +25,7 @@ export interface Scene {
   height: number;
   theme: Theme;
   coloring: Coloring;
+  detail: Detail;
   labels: Labels;
   /** Columns that the search found, and the one it stands at. */
   matches: ReadonlySet<number>;
@@ -52,6 +58,6 @@ export function strokeScale({ transform }: Scene): number {
   return Math.min(MAX_STROKE_SCALE, Math.max(MIN_STROKE_SCALE, transform.kx / FULL_WIDTH_COLUMN));
 }
 
-export function font(size: number, family: string, weight = 400): string {
-  return `${weight} ${size}px ${family}`;
+export function font(size: number, family: string, weight = 400, isItalic = false): string {
+  return `${isItalic ? "italic " : ""}${weight} ${size}px ${family}`;
 }

@@ -1,78 +1,42 @@
-// The footer: what the marks mean, and how much of the graph is drawn.
+// The footer: what the marks mean, and how much of the graph is drawn. Its words come from `legend.ts`.
 
-import type { FrameHeader } from "../frame";
-import { edgeOpacity, edgeWidth, effectShade } from "../scale";
-import type { EdgeKey } from "../selection";
-import { formatEffect } from "../text";
+import type { Graph } from "../graph";
+import { legendCount, legendItems, type LegendItem } from "../legend";
+import { edgeOpacity, edgeWidth, effectShade, type Coloring } from "../scale";
 import { effectColor, type Theme } from "../theme";
 
-const SAMPLE_WEIGHTS = [0.05, 0.2, 0.5, 1];
-const THRESHOLD_DIGITS = 2;
-const SAMPLES: readonly { key: EdgeKey; label: string; meaning: string }[] = [
-  {
-    key: "attention",
-    label: "attention",
-    meaning: "Attention edges: what a token took from another, summed over heads",
-  },
-  { key: "residual", label: "residual", meaning: "Residual edges: what a token's own stream carried on" },
-  { key: "ffn", label: "FFN", meaning: "FFN blocks (squares) and their edges: what the feed-forward block added" },
-];
-
 interface Props {
+  graph: Graph;
   theme: Theme;
-  /** What colours say, when they say effects: of what, and how large one of full colour is. */
-  effects: { of: string; largest: number } | null;
-  nEdges: number;
+  coloring: Coloring;
   /** How many were painted when not all in view could be, else null. */
   nStrongest: number | null;
-  header: FrameHeader;
 }
 
-export function Legend({ theme, effects, nEdges, nStrongest, header: { threshold, mass, renormalized } }: Props) {
-  const edges = `${nEdges.toLocaleString("en")} ${nEdges === 1 ? "edge" : "edges"}`;
-  const count =
-    mass === null
-      ? `${edges} above ${Number(threshold.toPrecision(THRESHOLD_DIGITS))}`
-      : `${edges} ${nEdges === 1 ? "carries" : "carry"} ${Number((100 * mass).toPrecision(THRESHOLD_DIGITS))} % of the flow`;
+export function Legend({ graph, theme, coloring, nStrongest }: Props) {
   const help = [
-    renormalized
+    graph.header.renormalized
       ? "Weights of a node's kept edges are divided by their sum."
       : "Weights are contributions as measured.",
+    ...(graph.nHidden === null ? [] : ["Hiding the first token changes no weight."]),
     ...(nStrongest === null ? [] : ["Zoom in to see the weaker edges, too."]),
   ].join(" ");
   return (
     <div className="legend">
-      {effects !== null && <EffectScale theme={theme} {...effects} />}
-      {(effects === null ? SAMPLES : []).map(({ key, label, meaning }) => (
-        <span key={key} className="legend-item" title={meaning}>
-          <svg width="26" height="12" aria-hidden="true">
-            <line x1="0" y1="6" x2="26" y2="6" stroke={theme.edge[key]} strokeWidth="3" />
-            {key === "ffn" && <rect x="8" y="1" width="10" height="10" fill={theme.edge[key]} />}
-          </svg>
-          {label}
+      {legendItems(graph, coloring).map((item) => (
+        <span
+          key={item.label}
+          className="legend-item"
+          title={item.meaning}
+          data-testid={item.mark === "scale" ? "graph-effect-scale" : undefined}
+        >
+          {item.mark === "weights" && item.label}
+          <Mark item={item} theme={theme} />
+          {item.mark !== "scale" && item.mark !== "weights" && item.label}
         </span>
       ))}
-      <span className="legend-item" title="Wider and darker edges carry more: their contribution, from 0 to 1">
-        {SAMPLE_WEIGHTS.map((weight) => (
-          <span key={weight} className="legend-weight">
-            <svg width="14" height="12" aria-hidden="true">
-              <line
-                x1="0"
-                y1="6"
-                x2="14"
-                y2="6"
-                stroke={theme.text}
-                strokeWidth={edgeWidth(weight)}
-                opacity={edgeOpacity(weight)}
-              />
-            </svg>
-            {weight}
-          </span>
-        ))}
-      </span>
       <span className="legend-count" data-testid="graph-count" title={help}>
-        {count}
-        {nStrongest !== null && `, ${nStrongest.toLocaleString("en")} strongest drawn`}
+        {legendCount(graph, nStrongest)}
       </span>
     </div>
   );
@@ -80,31 +44,64 @@ export function Legend({ theme, effects, nEdges, nStrongest, header: { threshold
 
 const STOPS = Array.from({ length: 41 }, (_, index) => index / 20 - 1);
 
-function EffectScale({ theme, of, largest }: { theme: Theme; of: string; largest: number }) {
-  const colors = STOPS.map((share) => effectColor(theme, effectShade(share, 1)));
-  return (
-    <>
-      <span
-        className="legend-item"
-        data-testid="graph-effect-scale"
-        title={
-          `Direct effect on the logit of ${of}. Blue raises it, orange lowers it. Edges of the residual stream carry sums, ` +
-          "which may lie beyond the ends of the scale."
-        }
-      >
-        <span className="legend-weight">{formatEffect(-largest)}</span>
-        <span className="legend-scale" style={{ background: `linear-gradient(to right, ${colors.join(", ")})` }} />
-        <span className="legend-weight">{formatEffect(largest)} logits</span>
-      </span>
-      <span
-        className="legend-item"
-        title="Only what is written to the target's own column has a direct effect on its logits; other edges reach them through later attention."
-      >
+function Mark({ item, theme }: { item: LegendItem; theme: Theme }) {
+  switch (item.mark) {
+    case "edge":
+      return (
+        <svg width="26" height="12" aria-hidden="true">
+          <line x1="0" y1="6" x2="26" y2="6" stroke={theme.edge[item.key]} strokeWidth="3" />
+          {item.key === "ffn" && <rect x="8" y="1" width="10" height="10" fill={theme.edge.ffn} />}
+        </svg>
+      );
+    case "weights":
+      return item.weights.map((weight) => (
+        <span key={weight} className="legend-weight">
+          <svg width="14" height="12" aria-hidden="true">
+            <line
+              x1="0"
+              y1="6"
+              x2="14"
+              y2="6"
+              stroke={theme.text}
+              strokeWidth={edgeWidth(weight)}
+              opacity={edgeOpacity(weight)}
+            />
+          </svg>
+          {weight}
+        </span>
+      ));
+    case "scale": {
+      const colors = STOPS.map((share) => effectColor(theme, effectShade(share, 1)));
+      return (
+        <>
+          <span className="legend-weight">{item.least}</span>
+          <span className="legend-scale" style={{ background: `linear-gradient(to right, ${colors.join(", ")})` }} />
+          <span className="legend-weight">
+            {item.most} {item.label}
+          </span>
+        </>
+      );
+    }
+    case "neutral":
+      return (
         <svg width="26" height="12" aria-hidden="true">
           <line x1="0" y1="6" x2="26" y2="6" stroke={effectColor(theme, 0)} strokeWidth="3" opacity="0.3" />
         </svg>
-        no direct effect
-      </span>
-    </>
-  );
+      );
+    case "role": {
+      const dash = item.role === "continuation" ? "4 2" : undefined;
+      return (
+        <svg width="22" height="12" aria-hidden="true">
+          <rect x="0" y="0" width="22" height="12" fill={theme.role[item.role]} opacity="0.22" />
+          <line x1="0" y1="2" x2="22" y2="2" stroke={theme.role[item.role]} strokeWidth="4" strokeDasharray={dash} />
+        </svg>
+      );
+    }
+    case "special":
+      return (
+        <svg width="22" height="12" aria-hidden="true">
+          <rect x="1" y="0.5" width="20" height="11" fill="none" stroke={theme.text} strokeWidth="0.75" />
+        </svg>
+      );
+  }
 }

@@ -4,6 +4,7 @@ import { edgeEffect, edgeHeads, edgeKey, edgeSelection, incomingEdges, type Grap
 import type { Hit } from "../hit";
 import type { Point } from "../layout";
 import { describeNode, edgeTitle, nodeFromId, nodeId, nodeName, type NodeRef } from "../names";
+import { describeRole } from "../roles";
 import { effectShade, type Coloring } from "../scale";
 import { formatEffect, formatWeight, quoteToken } from "../text";
 import { effectColor, type Theme } from "../theme";
@@ -120,6 +121,7 @@ function NodeDetails({ graph, theme, node }: { graph: Graph; theme: Theme; node:
         <bdi>{describeNode(node, graph.header.tokens)}</bdi>
         <span className="tooltip-name">{nodeName(node)}</span>
       </div>
+      {node.kind === "X" && <RoleOf graph={graph} position={node.position} />}
       {parts.length > 0 && node.kind !== "M" && <Parts title="comes from" color={theme.text} parts={parts} />}
       {node.kind === "M" && graph.isRouteNode[id] === 1 && (
         <Effect graph={graph} effect={graph.ffnEffects.get(id) ?? null} />
@@ -127,6 +129,11 @@ function NodeDetails({ graph, theme, node }: { graph: Graph; theme: Theme; node:
       {graph.isRouteNode[id] === 0 && <div className="muted">not on the routes at this threshold</div>}
     </>
   );
+}
+
+function RoleOf({ graph, position }: { graph: Graph; position: number }) {
+  const role = describeRole(graph.header.roles, position);
+  return role === null ? null : <div className="muted">{role}</div>;
 }
 
 function TargetDetails({ graph, position }: { graph: Graph; position: number }) {
