@@ -147,7 +147,7 @@ def _json(prompt: Prompt) -> str:
 
 def _is_plain(text: str) -> bool:
     """Nothing that a proxy or a text box may refuse or change: no control characters but newlines and tabs."""
-    return all(character in "\n\t" or character >= " " and character != "\x7f" for character in text)
+    return all(character in "\n\t" or (character >= " " and character != "\x7f") for character in text)
 
 
 def _is_unicode(text: str) -> bool:
@@ -204,7 +204,8 @@ def is_link(parameters: Mapping[str, str]) -> bool:
     return not _NAMES.isdisjoint(parameters)
 
 
-_NAMES = frozenset("model device dtype prompt chat z continue target threshold mass renormalize select why not normalize".split())
+_SETTINGS = ("model", "device", "dtype", "threshold", "mass", "renormalize", "normalize")
+_NAMES = frozenset((*_SETTINGS, "prompt", "chat", "z", "continue", "target", "select", "why", "not"))
 
 
 def decode(parameters: Mapping[str, str]) -> tuple[View, tuple[str, ...]]:

@@ -73,7 +73,7 @@ def from_json(text: str | bytes) -> SavedGraph:
         raise GraphFileError("The file is not JSON that can be read: it has a number that is too long, or is nested too deeply.") from error
     if not isinstance(content, dict) or content.get("format") != JSON_FORMAT:
         raise GraphFileError(f'The file is not a graph of llm-tt: it does not say "format": "{JSON_FORMAT}".')
-    version = content.get("version")
+    version: Any = content.get("version")
     if not _is_int(version) or version < 1:
         raise GraphFileError(f'"version" is {_shown(version)}. Expected {JSON_VERSION}.')
     if version > JSON_VERSION:
@@ -204,7 +204,7 @@ def _conversation(content: dict[str, Any]) -> tuple[ChatMessage, ...] | None:
     messages = []
     for index, message in enumerate(_list(content, "messages")):
         where = f"messages[{index}]"
-        role = _text(message, "role", where)
+        role: Any = _text(message, "role", where)
         if role not in get_args(MessageRole):
             raise GraphFileError(f'"{where}.role" is {_shown(role)}. Expected one of {", ".join(get_args(MessageRole))}.')
         messages.append(ChatMessage(role, _text(message, "content", where)))
@@ -294,7 +294,11 @@ def _is_unicode(text: str) -> bool:
 def _whole(holder: Any, name: str, low: int, high: int | None, where: str = "") -> int:
     upper = "up" if high is None else f"to {high}"
     return _value(
-        holder, name, where, lambda value: _is_int(value) and low <= value and (high is None or value <= high), f"a number from {low} {upper}"
+        holder,
+        name,
+        where,
+        lambda value: _is_int(value) and low <= value and (high is None or value <= high),
+        f"a number from {low} {upper}",
     )
 
 

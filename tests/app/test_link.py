@@ -29,7 +29,7 @@ ODD = [
     "a&b=c;d#e?f+g%20h%",
     "\U0001f600\u200d\U0001f680 \u0645\u0631\u062d\u0628\u0627 \u202e",
     "e\u0301 \u00e9 \ufeff \u2028",
-    "[[\"user\",\"hi\"]]",
+    '[["user","hi"]]',
     "x" * 601,
     "\u4e2d" * 500,
     "the quick brown fox " * 400,
