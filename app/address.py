@@ -145,12 +145,14 @@ def view(choices: Choices) -> View:
 def follow(shown: View) -> None:
     """Write the view into the browser's address bar. Draws nothing; belongs where it is run with every change of the view."""
     if st.context.url is not None:
-        _component()(key="address", data=link.query(shown), height=0)
+        _component()(key="address", data=link.query(shown), width="content", height=0)
 
 
 def url(shown: View) -> str:
     """The view's whole URL, as others may open it."""
-    return f"{(st.context.url or '').split('?')[0]}?{link.query(shown)}"
+    place = (st.context.url or "").partition("?")[0]
+    # Of a bare host the browser's own address ends in a slash.
+    return f"{place}{'/' if place.count('/') == 2 else ''}?{link.query(shown)}"
 
 
 @cache

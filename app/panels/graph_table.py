@@ -16,14 +16,6 @@ from llm_tt.text import visible
 
 _HEIGHT = 360
 _HEADS_NAMED = 4
-_WHERE = {
-    EdgeKind.ATTENTION: "attention",
-    EdgeKind.RESIDUAL_TO_MID: "residual, past attention",
-    EdgeKind.INTO_FFN: "into the FFN",
-    EdgeKind.OUT_OF_FFN: "out of the FFN",
-    EdgeKind.RESIDUAL_TO_POST: "residual, past the FFN",
-}
-
 Edge = tuple[str, str, EdgeKey]
 
 
@@ -54,18 +46,20 @@ def show(
         selection_mode="single-row",
         column_config={
             "from": st.column_config.TextColumn(
-                "from", width=70, help="X: token embedding, A: after attention, M: FFN block, I: after the FFN; layer, then token."
+                "from", width=60, help="X: token embedding, A: after attention, M: FFN block, I: after the FFN; layer, then token."
             ),
-            "to": st.column_config.TextColumn("to", width=70),
-            "kind": st.column_config.TextColumn("kind", width=140),
-            "layer": st.column_config.NumberColumn("layer", width=50),
-            "tokens": st.column_config.TextColumn("tokens", width=150, help="From which token to which. A dot is a space, as in ·Mary."),
+            "to": st.column_config.TextColumn("to", width=60),
+            "kind": st.column_config.TextColumn(
+                "kind", width=76, help="ffn leads into an FFN block or out of it, residual past it or past the attention."
+            ),
+            "layer": st.column_config.NumberColumn("layer", width=48),
+            "tokens": st.column_config.TextColumn("tokens", width=112, help="From which token to which. A dot is a space, as in ·Mary."),
             "weight": st.column_config.ProgressColumn(
-                "weight", width=110, min_value=0, max_value=1, format="%.4f", help="Contribution to the node it leads to, as drawn."
+                "weight", width=96, min_value=0, max_value=1, format="%.4f", help="Contribution to the node it leads to, as drawn."
             ),
-            "heads": st.column_config.TextColumn("heads", width=170, help="Head and contribution, the largest first."),
+            "heads": st.column_config.TextColumn("heads", width=110, help="Head and contribution, the largest first."),
             "effect": st.column_config.NumberColumn(
-                "effect", width=80, format="%+.3f", help=f"Direct effect on {of}, in logits; empty where there is none."
+                "effect", width=62, format="%+.3f", help=f"Direct effect on {of}, in logits; empty where there is none."
             ),
         },
     )
@@ -85,7 +79,7 @@ def rows(graph: FlowGraph, effects: npt.NDArray[np.floating[Any]] | None = None)
     table: dict[str, Any] = {
         "from": [source for source, _, _ in edges],
         "to": [destination for _, destination, _ in edges],
-        "kind": [_WHERE[kind] for kind in kinds],
+        "kind": [kind.key for kind in kinds],
         "layer": layers,
         "tokens": [
             texts[source] if source == destination else f"{texts[source]} → {texts[destination]}"
