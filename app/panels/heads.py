@@ -69,7 +69,7 @@ def show(service: Service, explanation: Explanation, heads: Heads, normalize: bo
         st.plotly_chart(heatmap(report, texts, "contribution"), width="stretch", key="contribution_map", config=_CHART)
     with words:
         st.caption(_written(report, texts, normalize))
-        token_tables.promoted_and_suppressed(report.promoted, report.suppressed)
+        token_tables.promoted_and_suppressed(report.promoted, report.suppressed, csv_key="head_words_csv")
     with st.container(horizontal=True):
         st.button(
             "Full width",

@@ -149,6 +149,17 @@ def nodes_csv(graph: FlowGraph) -> str:
     return csv_text(NODE_COLUMNS, rows)
 
 
+def tokens_csv(*tables: TokenTable) -> str:
+    """One line a token, of all the tables in turn; with the columns that they have."""
+    optional = [name for name in ("probabilities", "ranks", "rank_changes") if all(getattr(table, name) is not None for table in tables)]
+    names = {"probabilities": "probability", "ranks": "rank", "rank_changes": "rank_change"}
+    rows = []
+    for table in tables:
+        more = [getattr(table, name).tolist() for name in optional]
+        rows += zip(table.texts, table.token_ids.tolist(), table.scores.tolist(), *more, strict=True)
+    return csv_text(["token", "token_id", "score", *(names[name] for name in optional)], rows)
+
+
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """RFC 4180: text with commas, quotes or newlines is quoted; nothing is rounded or shortened."""
     file = io.StringIO(newline="")
