@@ -21,9 +21,9 @@ _NAME_LENGTH = 32
 def show(service: Service, explanation: Explanation, view: View, effects: DirectEffects | None) -> None:
     """The row under the graph; it also keeps the browser's URL in step, so that it belongs where it runs with every change of the view."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        address.follow(view)
         st.caption(graph.summary(explanation, service.config.debug))
         st.space("stretch")
+        address.follow(view)
         with st.popover("Share", icon=":material/link:", key="share", help="A link to exactly this view."):
             _share(view)
         with st.popover(

@@ -30,7 +30,9 @@ def show(
     if not graph.n_edges:
         st.caption("The graph has no edges: none passes the threshold.")
         return
-    table, edges = rows(graph, effects)
+    table, edges = _rows_kept(graph, key)
+    if effects is not None:
+        table = table.assign(effect=effects[np.argsort(-graph.weight, kind="stable")].astype(np.float64))
     widget = f"{key}_table"
     wanted = _row(edges, selection)
     if (st.session_state.get(widget) or {}).get("selection", {}).get("rows", []) != wanted:
@@ -69,7 +71,16 @@ def show(
     )
 
 
-def rows(graph: FlowGraph, effects: npt.NDArray[np.floating[Any]] | None = None) -> tuple[pd.DataFrame, list[Edge]]:
+def _rows_kept(graph: FlowGraph, key: str) -> tuple[pd.DataFrame, list[Edge]]:
+    """`rows`, made once for a graph: of thousands of edges they take a moment, and selecting one runs the page again."""
+    name = f"{key}_table_rows"
+    kept = st.session_state.get(name)
+    if kept is None or kept[0] is not graph:
+        kept = st.session_state[name] = (graph, *rows(graph))
+    return kept[1], kept[2]
+
+
+def rows(graph: FlowGraph) -> tuple[pd.DataFrame, list[Edge]]:
     """The table, by falling weight, and the names of its edges."""
     order = np.argsort(-graph.weight, kind="stable")
     kinds = [EdgeKind(kind) for kind in graph.kind[order].tolist()]
@@ -88,8 +99,6 @@ def rows(graph: FlowGraph, effects: npt.NDArray[np.floating[Any]] | None = None)
         "weight": graph.weight[order].astype(np.float64),
         "heads": [_heads(graph, index) for index in order.tolist()],
     }
-    if effects is not None:
-        table["effect"] = effects[order].astype(np.float64)
     return pd.DataFrame(table), edges
 
 

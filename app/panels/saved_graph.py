@@ -97,7 +97,7 @@ def opened() -> Opened | None:
 
 def close() -> None:
     """Back to the page's own prompt; in a callback."""
-    for name in ("saved_graph_opened", "saved_graph_error", KEY, f"{KEY}_selection", f"{KEY}_table"):
+    for name in ("saved_graph_opened", "saved_graph_error", KEY, f"{KEY}_selection", f"{KEY}_table", f"{KEY}_table_rows"):
         st.session_state.pop(name, None)
     # A file uploader keeps its file; another one has none.
     st.session_state.graph_files = st.session_state.get("graph_files", 0) + 1
@@ -157,7 +157,10 @@ def show(service: Service, shown: Opened, run: Callable[[Service, View], None]) 
 def _head(service: Service, shown: Opened, run: Callable[[Service, View], None]) -> None:
     saved = shown.saved
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.info(f"**A saved graph**: {escaped(shown.file_name)}, of {escaped(saved.model)}.", icon=":material/account_tree:")
+        st.info(
+            f"**A saved graph**: {escaped(shown.file_name)}, of {escaped(saved.model)}. The sidebar counts again when it is closed.",
+            icon=":material/account_tree:",
+        )
         if saved.question is None:
             st.caption("The file does not say from which text its tokens came, so that the prompt cannot be run from here.")
         elif saved.model not in service.engine.model_names():

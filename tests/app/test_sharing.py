@@ -199,17 +199,19 @@ def test_a_conversation_for_a_model_without_a_template(visit: Open, checkpoint: 
     assert frame(at)[0]["tokens"] == list(llm_tt.load_model(str(checkpoint("gpt2"))).trace("Mary the store.").token_texts)
 
 
-def test_a_prompt_too_long_for_a_link_is_said_with_the_way_out(visit: Open) -> None:
-    at = visit({})
-    long = "".join(chr(0x4E00 + (7919 * index) % 20000) for index in range(4000))
-    at.text_area(key="prompt").set_value(long)
-    answered(at)
-    at.text_area(key="prompt").set_value(PROMPT)
-    answered(at)
-    from app.link import fits
+def test_a_prompt_too_long_for_a_link_is_said_with_the_way_out() -> None:
+    def share() -> None:
+        from app.link import View
+        from app.panels import files
 
-    assert not fits(long)
-    assert fits(PROMPT)
+        files._share(View(model="demo", prompt="".join(chr(0x4E00 + (7919 * index) % 20000) for index in range(4000))))
+        files._share(View(model="demo", prompt="short"))
+
+    at = AppTest.from_function(share).run()
+    (warning,) = at.warning
+    assert "too long for a link (more than 6,000 characters when compressed)" in warning.value
+    assert "save the graph as JSON" in warning.value
+    assert [code.value for code in at.code] == ["?model=demo&v=1", "?model=demo&prompt=short&v=1"]
 
 
 # --- a saved graph
@@ -245,6 +247,22 @@ def test_a_saved_graph_is_shown_as_it_was_without_its_model(visit: Open, trace: 
     assert f"**{1 - graph.carried:.0%}** of the flow was dropped" in said  # type: ignore[operator]
     at.button(key="close_saved").click()
     assert frame(answered(at))[0]["prediction"] == " Paris"
+
+
+def test_a_file_with_the_graph_alone_says_what_it_lacks(visit: Open, trace: llm_tt.Trace) -> None:
+    content = files.to_dict(llm_tt.extract_routes(trace), "demo")
+    del content["carried"]
+    at = open_file(visit({"prompt": "The capital of France is"}), json.dumps(content))
+    said = " ".join(element.value for element in at.caption)
+    for lack in (
+        "does not say how much was dropped",
+        "does not hold what the model predicted",
+        "does not say from which text its tokens came",
+    ):
+        assert lack in said
+    assert frame(at)[0]["prediction"] is None
+    assert frame(at)[1]["weight"].tolist() == pytest.approx(llm_tt.extract_routes(trace).weight.tolist(), abs=1e-6)
+    assert "run_saved" not in [button.key for button in at.button]
 
 
 def test_a_saved_graph_is_run_again_on_its_model(visit: Open, trace: llm_tt.Trace) -> None:

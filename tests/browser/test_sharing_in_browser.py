@@ -141,6 +141,9 @@ def test_a_link_with_odd_text_and_one_that_is_broken(browser: Browser, app: App,
     shoot(theirs, "broken-link", scheme)
     other.get_by_role("button", name="Close").click()
     expect(other.get_by_text("not on the menu")).to_have_count(0)
+    other.goto(f"{app.url}/?embed=true&utm_source=mail&prompt=The+capital+of+France+is")
+    theirs.wait_for_graph()
+    expect(other).to_have_url(f"{app.url}/?model=demo&prompt=The+capital+of+France+is&v=1&embed=true")
     for one in (tab, other):
         one.context.close()
 
