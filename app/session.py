@@ -181,7 +181,13 @@ def has_chat_template(service: Service, model: ModelKey) -> bool:
     facts = service.engine.facts_if_loaded(model)
     if facts is not None:
         known[model] = facts.info.tokenizer is not None and facts.info.tokenizer.chat_template is not None
-    return known.get(model, False)
+        st.session_state.pop("chat_expected", None)
+    return known.get(model, "chat_expected" in st.session_state)
+
+
+def expect_chat_template() -> None:
+    """Take the next model for one with a chat template until it is loaded: a conversation came with a link."""
+    st.session_state.chat_expected = True
 
 
 def _state(name: str, make: Callable[[], _A]) -> _A:

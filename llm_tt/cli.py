@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from llm_tt.models.transparent_llm import Trace
 
 _N_SOURCES = 5
+_N_PREDICTIONS = 10
+"""in the JSON of a graph"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Files are UTF-8 wherever they are written; text for the screen must not fail on a letter the screen lacks.
-        if getattr(options, "json", False) or getattr(options, "graphml", False):
-            sys.stdout.reconfigure(encoding="utf-8")
+        if any(getattr(options, name, False) for name in ("json", "graphml", "node_link", "csv")):
+            # Lines end as the file's format has it.
+            sys.stdout.reconfigure(encoding="utf-8", newline="")
         else:
             sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -66,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     output = routes.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print the graph as JSON")
     output.add_argument("--graphml", action="store_true", help="print the graph as GraphML")
+    output.add_argument("--node-link", action="store_true", help="print the graph as node-link JSON, which networkx reads")
+    output.add_argument("--csv", action="store_true", help="print the edges as CSV")
     output.add_argument("--html", metavar="FILE", type=Path, help="write a standalone page")
     _add_model_options(routes)
     routes.set_defaults(run=_routes)
@@ -157,15 +162,15 @@ def _conversation(prompt: str, system: str | None) -> list[ChatMessage]:
 
 
 def _trace(options: argparse.Namespace) -> Trace:
-    """The model of the options, run once over their prompt."""
-    prompt = options.prompt
+    """The model of the options, run once over their prompt, which is then `options.prompt` wherever it came from."""
     if options.system is not None and not options.chat:
         raise RequestError("--system is a part of a conversation. Add --chat, or put the text into PROMPT.")
-    if prompt == "-":
+    if options.prompt == "-":
         try:
-            prompt = sys.stdin.buffer.read().decode().rstrip("\n")
+            options.prompt = sys.stdin.buffer.read().decode().rstrip("\n")
         except UnicodeDecodeError as error:
             raise RequestError(f"Standard input is not UTF-8 text (byte {error.start}). Convert it to UTF-8.") from error
+    prompt = options.prompt
     from llm_tt.models import load_model
 
     llm = load_model(_model(options), adapter=options.adapter, device=options.device, dtype=options.dtype)
@@ -184,7 +189,18 @@ def _routes(options: argparse.Namespace) -> int:
     else:
         graph = extract_routes_by_mass(trace, options.target, options.mass, renormalize)
     if options.json:
-        print(files.to_json(graph, llm.info.name, trace.prompt), end="")
+        from llm_tt.lens.vocabulary import predictions
+
+        conversation = _conversation(options.prompt, options.system) if options.chat else None
+        best = predictions(trace, graph.target, _N_PREDICTIONS)
+        print(
+            files.to_json(graph, llm.info.name, trace.prompt, conversation=conversation, predictions=best, info=llm.info),
+            end="",
+        )
+    elif options.node_link:
+        print(files.to_node_link(graph, llm.info.name), end="")
+    elif options.csv:
+        print(files.edges_csv(graph), end="")
     elif options.graphml:
         print(files.to_graphml(graph, llm.info.name), end="")
     elif options.html:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import logging
@@ -29,10 +30,11 @@ import llm_tt.models
 from llm_tt import cli
 from llm_tt.config import ModelSpec
 from llm_tt.export import files
+from llm_tt.export.saved import from_json
 from llm_tt.flow.graph import FlowGraph
 from llm_tt.models import identities
 from llm_tt.models.bridge import BridgeLlm
-from llm_tt.text import Prompt
+from llm_tt.text import ChatMessage, Prompt
 
 PROMPT = "Mary the store."
 LOAD_UNCHECKED = llm_tt.models.load_unchecked
@@ -118,6 +120,8 @@ def the_failure(result: Result) -> str:
 def assert_same_graph(written: str, graph: FlowGraph, name: str, prompt: Prompt) -> None:
     """JSON is that of a graph; contributions but for rounding, which differs from process to process."""
     data, expected = json.loads(written), files.to_dict(graph, name, prompt)
+    assert data.pop("facts")["n_heads"] > 0
+    assert len(data.pop("predictions")) == 10
     edges, expected_edges = data.pop("edges"), expected.pop("edges")
     assert data.pop("carried") == pytest.approx(expected.pop("carried"), abs=1e-5)
     assert data == expected
@@ -303,6 +307,37 @@ def test_graphml_holds_the_librarys_graph(run: Callable, folder: str, model: Cal
     found, expected = (sorted((u, v, round(data["weight"], 4)) for u, v, data in one.edges(data=True)) for one in (read, graph))
     assert [edge[:2] for edge in found] == [edge[:2] for edge in expected]
     assert [edge[2] for edge in found] == pytest.approx([edge[2] for edge in expected], abs=2e-4)
+
+
+def test_node_link_is_read_by_networkx(run: Callable, folder: str, model: Callable) -> None:
+    read = nx.node_link_graph(json.loads(succeeded(run("routes", folder, PROMPT, "--node-link"))))
+    graph = llm_tt.extract_routes(model("gpt2").trace(PROMPT)).to_networkx()
+    assert set(read.nodes) == set(graph.nodes)
+    assert {(u, v, key) for u, v, key in read.edges(keys=True)} == {(u, v, key) for u, v, key in graph.edges(keys=True)}
+    assert read.graph["model"] == folder
+
+
+def test_csv_has_a_line_an_edge(run: Callable, folder: str, model: Callable) -> None:
+    rows = list(csv.DictReader(io.StringIO(succeeded(run("routes", folder, PROMPT, "--csv")), newline="")))
+    edges = list(llm_tt.extract_routes(model("gpt2").trace(PROMPT)).edges())
+    assert [(row["from"], row["to"], row["key"]) for row in rows] == [(*(node.name for node in edge.ends), edge.kind.key) for edge in edges]
+    assert [float(row["weight"]) for row in rows] == pytest.approx([edge.weight for edge in edges], abs=1e-5)
+
+
+def test_the_json_can_be_opened_and_tells_what_was_predicted(run: Callable, folder: str, model: Callable) -> None:
+    saved = from_json(succeeded(run("routes", folder, PROMPT, "--json", "--target", 3)))
+    trace = model("gpt2").trace(PROMPT)
+    assert saved.question == PROMPT
+    assert saved.graph.weight == pytest.approx(llm_tt.extract_routes(trace, 3).weight, abs=1e-5)
+    assert saved.predictions is not None
+    assert saved.predictions.probabilities is not None
+    assert saved.predictions.probabilities[0] == pytest.approx(float(trace.logits(3).softmax(-1).max()), abs=1e-5)
+    assert saved.facts == {name: value for name in files.FACTS if (value := getattr(trace.model.info, name)) is not None}
+
+
+def test_the_json_of_a_chat_has_its_messages(run: Callable) -> None:
+    saved = from_json(succeeded(run("routes", "demo", "Is this risky?", "--chat", "--json")))
+    assert saved.question == saved.conversation == (ChatMessage("user", "Is this risky?"),)
 
 
 def test_html_is_written_to_the_file(run: Callable, folder: str, model: Callable, tmp_path: Path) -> None:
@@ -630,6 +665,7 @@ def test_check_of_a_model_whose_parts_do_not_add_up_fails_with_the_table(
         ["routes", "demo", "x", "--threshold", "abc"],
         ["routes", "demo", "x", "--target", "1.5"],
         ["routes", "demo", "x", "--json", "--graphml"],
+        ["routes", "demo", "x", "--csv", "--node-link"],
         ["routes", "demo", "x", "--dtype", "int8"],
         ["check"],
     ],
@@ -652,7 +688,7 @@ def test_an_interrupt_ends_the_command_quietly(run: Callable, folder: str, monke
     assert run("routes", folder, PROMPT) == Result(130, "", "")
 
 
-@pytest.mark.parametrize("output", [[], ["--json"], ["--graphml"]], ids=str)
+@pytest.mark.parametrize("output", [[], ["--json"], ["--graphml"], ["--node-link"], ["--csv"]], ids=str)
 def test_a_reader_that_goes_away_is_no_error(output: list[str], run: Callable, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -667,7 +703,7 @@ def test_a_reader_that_goes_away_is_no_error(output: list[str], run: Callable, f
         pytest.fail("something was left to be written to the closed pipe")
 
 
-@pytest.mark.parametrize("output", [[], ["--json"], ["--graphml"]], ids=str)
+@pytest.mark.parametrize("output", [[], ["--json"], ["--graphml"], ["--node-link"], ["--csv"]], ids=str)
 def test_output_for_a_terminal_that_lacks_a_letter_is_still_given(
     output: list[str], run: Callable, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,23 @@ def turns(service: Service, first: Callable[[str, str], str]) -> tuple[ChatMessa
     return tuple(messages)
 
 
+def restore(service: Service, messages: tuple[ChatMessage, ...]) -> bool:
+    """Put a conversation into the boxes, before they are drawn or in a callback; False if they have no place for it."""
+    system, rest = ("", messages)
+    if messages and messages[0].role == "system":
+        system, rest = messages[0].content, messages[1:]
+    alternating = [message.role for message in rest] == ["user" if index % 2 == 0 else "assistant" for index in range(len(rest))]
+    if not alternating or len(rest) % 2 == 0 or (service.config.demo_mode and len(messages) > 1):
+        return False
+    boxes = {"system_turn": system, **{f"turn_{index}": message.content for index, message in enumerate(rest[1:])}}
+    for key, content in boxes.items():
+        st.session_state[key] = st.session_state[f"{key}_kept"] = content
+    st.session_state.prompt = rest[0].content
+    st.session_state.n_turns = len(rest) - 1
+    st.session_state.prompt_form = "Chat"
+    return True
+
+
 def _box(label: str, key: str, note: str) -> str:
     # Kept under another name: a box that is not drawn for a while, as in a text prompt, loses what was written into it.
     st.session_state.setdefault(key, st.session_state.get(f"{key}_kept", ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -12,54 +12,56 @@ from app.panels import heads_map
 from llm_tt.components.graph import flow_graph
 from llm_tt.components.graph.frame import pack
 from llm_tt.engine.messages import Explanation, TraceKey
-from llm_tt.export import files
+from llm_tt.flow.graph import FlowGraph
 from llm_tt.lens.direct_effects import DirectEffects
+from llm_tt.lens.token_table import TokenTable
 
 KEY = "graph"
 HEIGHT = 640
 _VERSION = 1
 
 
-def show(explanation: Explanation, debug: bool, effects: DirectEffects | None = None) -> None:
-    """Draw the graph, with direct effects if there are any, and offer it as a file; with `debug`, say what it cost."""
+def show(explanation: Explanation, effects: DirectEffects | None = None) -> None:
+    """Draw the graph, with direct effects if there are any."""
     flow_graph(
-        _frame(explanation, st.session_state.get("selection"), effects),
+        frame(
+            explanation.graph,
+            trace_id(explanation.trace),
+            explanation.predictions,
+            explanation.prompt.roles,
+            st.session_state.get("selection"),
+            effects,
+            heads_map.highlight(),
+        ),
         key=KEY,
         height=HEIGHT,
         on_selection_change=_take_selection,
         on_target_change=_take_target,
     )
-    graph = explanation.graph
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(_summary(explanation, debug))
-        st.space("stretch")
-        st.download_button(
-            "JSON",
-            lambda: files.to_json(graph, explanation.facts.info.name, explanation.prompt),
-            file_name="llm-tt-graph.json",
-            mime="application/json",
-            icon=":material/download:",
-            on_click="ignore",
-            help="The graph as a file: tokens, edges, heads and their contributions (docs/graph-json.md).",
-        )
 
 
-def _summary(explanation: Explanation, debug: bool) -> str:
-    summary = f"{explanation.graph.n_tokens} tokens · {explanation.graph.n_edges} edges"
+def summary(explanation: Explanation, debug: bool) -> str:
+    """How large the graph is; with `debug`, also what it cost."""
+    size = f"{explanation.graph.n_tokens} tokens · {explanation.graph.n_edges} edges"
     if not debug:
-        return summary
+        return size
     return (
-        f"{summary} · model loaded in {explanation.facts.load_seconds:.1f} s · forward pass {explanation.trace_seconds * 1000:.0f} ms · "
+        f"{size} · model loaded in {explanation.facts.load_seconds:.1f} s · forward pass {explanation.trace_seconds * 1000:.0f} ms · "
         f"routes {explanation.routes_seconds * 1000:.1f} ms · trace {explanation.trace_bytes / 2**20:.1f} MB"
     )
 
 
 def select(node: str) -> None:
     """Select a node from elsewhere on the page, in a callback of it."""
-    st.session_state.selection = {"type": "node", "node": node}
-    if KEY in st.session_state:
+    choose({"type": "node", "node": node})
+
+
+def choose(selection: Mapping[str, Any] | None, key: str = KEY) -> None:
+    """Select what docs/graph-frame.md calls a selection, before the graph is drawn. `key` is of the component that shows it."""
+    st.session_state["selection" if key == KEY else f"{key}_selection"] = None if selection is None else dict(selection)
+    if key in st.session_state:
         # A click on what the component holds for selected is no change, and nobody would be told of it.
-        st.session_state[KEY] = {"selection": st.session_state.selection}
+        st.session_state[key] = {"selection": selection}
 
 
 def forget_position() -> None:
@@ -69,23 +71,32 @@ def forget_position() -> None:
     heads_map.forget()
 
 
-def _frame(explanation: Explanation, selection: Mapping[str, Any] | None, effects: DirectEffects | None) -> bytes:
-    graph, predictions = explanation.graph, explanation.predictions
+def frame(
+    graph: FlowGraph,
+    trace: str,
+    predictions: TokenTable | None,
+    roles: Sequence[str | None],
+    selection: Mapping[str, Any] | None = None,
+    effects: DirectEffects | None = None,
+    highlight: Mapping[str, int] | None = None,
+) -> bytes:
+    """What the component is sent (docs/graph-frame.md); `trace` names model and prompt."""
+    known = predictions is not None and predictions.probabilities is not None
     header = {
         "version": _VERSION,
-        "trace": trace_id(explanation.trace),
+        "trace": trace,
         "n_layers": graph.n_layers,
         "tokens": list(graph.token_texts),
         "target": graph.target,
         "threshold": graph.threshold,
         "renormalized": graph.renormalized,
-        "prediction": predictions.texts[0],
-        "probability": float(predictions.probabilities[0]) if predictions.probabilities is not None else None,
+        "prediction": None if predictions is None else predictions.texts[0],
+        "probability": float(predictions.probabilities[0]) if known else None,  # type: ignore[index, union-attr]
         "selection": dict(selection) if selection else None,
         "mass": graph.mass,
-        "highlight": heads_map.highlight(),
+        "highlight": highlight,
         "effect_of": None if effects is None else effects.of,
-        "roles": list(explanation.prompt.roles),
+        "roles": list(roles),
     }
     names = ("kind", "layer", "source", "destination", "weight", "heads_start", "head", "head_weight")
     arrays = {name: getattr(graph, name) for name in names}

@@ -13,9 +13,10 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from app import session
-from app.panels import token_tables
+from app.panels import csv_file, token_tables
 from app.session import Service
 from llm_tt.engine.messages import Explanation, HeadReport, InspectHead, InspectHeads
+from llm_tt.export.files import csv_text
 from llm_tt.text import visible
 
 # Dark to light through blue and yellow, told apart with every kind of colour vision and on both themes.
@@ -70,15 +71,19 @@ def show(service: Service, explanation: Explanation, heads: Heads, normalize: bo
     if words.open:
         with words:
             st.caption(_written(report, texts, normalize))
-            token_tables.promoted_and_suppressed(report.promoted, report.suppressed)
-    st.button(
-        "Full width",
-        icon=":material/open_in_full:",
-        key="open_maps",
-        help="Open both maps side by side, large enough to read every token.",
-        on_click=session.open_dialog,
-        args=("maps",),
-    )
+            token_tables.promoted_and_suppressed(report.promoted, report.suppressed, csv_key="head_words_csv")
+    with st.container(horizontal=True):
+        st.button(
+            "Full width",
+            icon=":material/open_in_full:",
+            key="open_maps",
+            help="Open both maps side by side, large enough to read every token.",
+            on_click=session.open_dialog,
+            args=("maps",),
+        )
+        name = f"L{report.layer}" if report.head is None else f"L{report.layer}-H{report.head}"
+        what = "Both maps, one line a pair of tokens: from, to, attention, contribution."
+        csv_file.button(lambda: map_csv(report, texts), f"llm-tt-maps-{name}.csv", "maps_csv", what)
 
 
 def _table(explanation: Explanation, heads: Heads) -> int | None:
@@ -191,6 +196,17 @@ def heatmap(report: HeadReport, texts: Sequence[str], kind: str, height: int = 3
         "shapes": shapes,
     }
     return go.Figure(cells, layout)
+
+
+def map_csv(report: HeadReport, texts: Sequence[str]) -> str:
+    """Both maps in full, without the future."""
+    rows = [
+        [source, texts[source], target, texts[target], report.attention[row, column], report.contributions[row, column]]
+        for row, target in enumerate(range(*report.rows))
+        for column, source in enumerate(range(*report.columns))
+        if source <= target
+    ]
+    return csv_text(["from", "from_token", "to", "to_token", "attention", "contribution"], rows)
 
 
 def label(text: str, position: int) -> str:

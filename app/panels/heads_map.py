@@ -9,9 +9,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from app.panels import csv_file
 from app.session import Service
 from llm_tt.engine.messages import Explanation, ReadHeads
 from llm_tt.errors import LlmTtError
+from llm_tt.export.files import csv_text
 from llm_tt.flow.head_roles import LABEL_ABOVE, ROLES, HeadRoles, Role
 
 _COLORS = "Cividis"
@@ -61,7 +63,24 @@ def show(service: Service, explanation: Explanation) -> None:
             flow = explanation.head_flow[layer, number] if layer < n_layers and number < n_heads else 0.0
             st.caption(f"**L{layer} H{number}** carries **{flow:.1%}** of the flow; its edges stand out in the graph.")
             st.button("Show all edges alike", icon=":material/close:", key="forget_head", on_click=forget, type="tertiary")
+    csv_file.button(
+        lambda: map_csv(explanation.head_flow, roles),
+        "llm-tt-heads.csv",
+        "heads_csv",
+        "Every head as a line: layer, head, share of the flow, its four scores; empty where a prompt cannot tell.",
+    )
     _table(explanation, roles)
+
+
+def map_csv(flow: np.ndarray, roles: HeadRoles) -> str:
+    """Every head in full."""
+    scores = [roles.score(role) for role in ROLES]
+    rows = [
+        [layer, head, float(flow[layer, head]), *("" if np.isnan(score[layer, head]) else float(score[layer, head]) for score in scores)]
+        for layer in range(flow.shape[0])
+        for head in range(flow.shape[1])
+    ]
+    return csv_text(["layer", "head", "flow", *(role.replace(" ", "_") for role in ROLES)], rows)
 
 
 def highlight() -> dict[str, int] | None:

@@ -96,14 +96,14 @@ def _words(report: NodeReport, node: Node, normalize: bool, effects: DirectEffec
     tabs = dict(zip(names, st.tabs(names), strict=True))
     if report.top is not None:
         with tabs[top_tab]:
-            token_tables.top_tokens(report.top, report.block)
+            token_tables.top_tokens(report.top, report.block, "top_csv")
     if report.promoted is not None and report.suppressed is not None:
         with tabs[effect_tab]:
             st.caption(
                 f"What the {report.block} block of layer {node.layer} added here, as change of each token's score"
                 + (" with the norm's scale held fixed." if normalize else ".")
             )
-            token_tables.promoted_and_suppressed(report.promoted, report.suppressed)
+            token_tables.promoted_and_suppressed(report.promoted, report.suppressed, csv_key="effects_csv")
 
 
 def _tab(possible: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import streamlit as st
 
 from app import session
 from app.markup import escaped, plotly_text
-from app.panels import graph
+from app.panels import csv_file, graph
 from app.session import Conversation, Service
 from llm_tt.engine.messages import Explanation, LensGridOf, TrajectoriesOf
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
@@ -118,15 +118,11 @@ def _draw_grid(grid: LensGrid, measure: Measure, target: int, n_vocab: int) -> N
             "Click a cell to select its node."
         )
         st.space("stretch")
-        st.download_button(
-            "CSV",
+        csv_file.button(
             grid.to_csv,
-            file_name="llm-tt-layers.csv",
-            mime="text/csv",
-            icon=":material/download:",
-            on_click="ignore",
-            key="layers_csv",
-            help="Every cell as a line: node, token, top token, its probability, entropy in bits, the chosen token's probability and rank.",
+            "llm-tt-layers.csv",
+            "layers_csv",
+            "Every cell as a line: node, token, top token, its probability, entropy in bits, the chosen token's probability and rank.",
         )
 
 
@@ -274,6 +270,8 @@ def _draw_trajectories(lines: Trajectories) -> None:
         scale = st.segmented_control(
             "Scale", _SCALES, default="probability", key="layers_scale", label_visibility="collapsed", required=True
         )
+        what = "Every point of a line as a line: node, token, logit, probability, rank."
+        csv_file.button(lines.to_csv, "llm-tt-trajectories.csv", "trajectories_csv", what)
     st.plotly_chart(trajectory_figure(lines, scale), width="stretch", key="layers_trajectories", config={"displayModeBar": False})
 
 

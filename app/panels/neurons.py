@@ -102,6 +102,6 @@ def _neuron(service: Service, question: InspectNeuron) -> None:
         "promoted and suppressed.",
     )
     if words == _DIRECTION:
-        token_tables.promoted_and_suppressed(report.direction_promoted, report.direction_suppressed)
+        token_tables.promoted_and_suppressed(report.direction_promoted, report.direction_suppressed, csv_key="neuron_words_csv")
     else:
-        token_tables.promoted_and_suppressed(report.promoted, report.suppressed)
+        token_tables.promoted_and_suppressed(report.promoted, report.suppressed, csv_key="neuron_words_csv")

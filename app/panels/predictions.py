@@ -5,12 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from llm_tt.engine.messages import Explanation
+from llm_tt.flow.graph import FlowGraph
+from llm_tt.lens.token_table import TokenTable
 from llm_tt.text import visible
 
 
-def show(explanation: Explanation) -> None:
-    graph, predictions = explanation.graph, explanation.predictions
+def show(graph: FlowGraph, predictions: TokenTable) -> None:
     st.markdown(f"**After** :blue-background[`{_code(graph.token_texts[graph.target])}`] (token {graph.target}) **the model predicts**")
     assert predictions.probabilities is not None
     table = pd.DataFrame({"token": [visible(text) for text in predictions.texts], "probability": predictions.probabilities})

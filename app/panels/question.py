@@ -66,12 +66,19 @@ def _ask(service: Service, explanation: Explanation) -> DirectEffects | None:
     if not service.engine.is_loaded(explanation.trace.model):
         # Answering would load it while the page stands still.
         return None
-    token, contrast = (_token(explanation, _chosen(key)) for key in (TOKEN, CONTRAST))
+    token, contrast = (_token(explanation, chosen(key)) for key in (TOKEN, CONTRAST))
     return service.engine.answer(ExplainLogit(explanation.trace, explanation.graph.target, token, contrast))
 
 
-def _chosen(key: str) -> str | None:
+def chosen(key: str) -> str | None:
+    """What a box holds: TOKEN or CONTRAST."""
     return st.session_state.get(key, st.session_state.get(_kept(key)))
+
+
+def restore(token: str | None, contrast: str | None) -> None:
+    """Fill both boxes; in a callback, or before they are drawn."""
+    for key, value in ((TOKEN, token), (CONTRAST, contrast)):
+        st.session_state[key] = st.session_state[_kept(key)] = value
 
 
 def _kept(key: str) -> str:

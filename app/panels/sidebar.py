@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import streamlit as st
 
 from app import session
+from app.link import View
 from app.markup import escaped
-from app.panels import chat
+from app.panels import chat, saved_graph
 from app.session import Service
 from llm_tt.config import parse_prompts
 from llm_tt.engine.messages import ModelFacts, ModelKey
@@ -22,6 +23,7 @@ from llm_tt.text import ChatMessage, visible
 _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 _BY_THRESHOLD, _BY_MASS = "Threshold", "Share of flow"
 _MASSES = [0.8, 0.9, 0.95]
+_LOWEST, _HIGHEST = 0.01, 0.1
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ def show(service: Service) -> Choices:
         model = _model(service)
         prompt = _prompt(service, model)
         threshold, mass = _kept()
+        # Not as the widgets' own defaults, here and below: a link may have set them before.
+        st.session_state.setdefault("renormalize", True)
         renormalize = st.toggle(
             "Renormalise",
-            value=True,
             key="renormalize",
             help="Divide the contributions that were kept at a node by their sum, so that they add up to 1. The same edges are drawn either way.",
         )
@@ -59,11 +62,11 @@ def show(service: Service) -> Choices:
 
 def _kept() -> tuple[float, float | None]:
     """How much of the graph: the threshold, or the share of the flow that takes its place."""
+    st.session_state.setdefault("keep", _BY_THRESHOLD)
     by_mass = (
         st.segmented_control(
             "Keep",
             [_BY_THRESHOLD, _BY_MASS],
-            default=_BY_THRESHOLD,
             required=True,
             key="keep",
             width="stretch",
@@ -73,10 +76,10 @@ def _kept() -> tuple[float, float | None]:
         == _BY_MASS
     )
     if by_mass:
+        st.session_state.setdefault("mass", _MASSES[0])
         mass = st.segmented_control(
             "Share of the flow",
             _MASSES,
-            default=_MASSES[0],
             required=True,
             key="mass",
             format_func=lambda mass: f"{mass:.0%}".replace("%", " %"),
@@ -88,8 +91,8 @@ def _kept() -> tuple[float, float | None]:
     st.session_state.setdefault("threshold", st.session_state.get("threshold_kept", DEFAULT_THRESHOLD))
     threshold = st.slider(
         "Threshold",
-        min_value=0.01,
-        max_value=0.1,
+        min_value=_LOWEST,
+        max_value=_HIGHEST,
         step=0.005,
         format="%.3f",
         key="threshold",
@@ -97,6 +100,61 @@ def _kept() -> tuple[float, float | None]:
     )
     st.session_state.threshold_kept = threshold
     return threshold, None
+
+
+def restore(service: Service, view: View) -> list[str]:
+    """Set every choice to a view's, before the sidebar is drawn or in a callback; sentences on what this server does not allow."""
+    problems: list[str] = []
+    names = service.engine.model_names()
+    if view.model in names:
+        session.choose_model(str(view.model))
+    elif view.model is not None:
+        current = st.session_state.get("model", service.config.default_model)
+        problems.append(
+            f'The model "{view.model}" is not on the menu of this server; '
+            + (f'what you see is of "{current}".' if current else "choose another.")
+        )
+    for key, value, possible in (("device", view.device, service.engine.devices()), ("dtype", view.dtype, _PRECISIONS)):
+        st.session_state[key] = value if value in possible else "auto"
+        if value not in possible:
+            problems.append(f'{key} "{value}" is not one of {", ".join(possible)}; auto is used.')
+    problems += _restore_prompt(service, view.prompt)
+    st.session_state.keep = _BY_THRESHOLD if view.mass is None else _BY_MASS
+    if view.mass is not None:
+        st.session_state.mass = min(_MASSES, key=lambda mass: abs(mass - view.mass))  # type: ignore[operator]
+        if st.session_state.mass != view.mass:
+            shares = ", ".join(map(str, _MASSES))
+            problems.append(f"The share of flow {view.mass:g} is not one of {shares}; {st.session_state.mass} is used.")
+    threshold = min(max(view.threshold, _LOWEST), _HIGHEST)
+    if threshold != view.threshold:
+        problems.append(f"The threshold {view.threshold:g} is outside {_LOWEST} to {_HIGHEST}; {threshold} is used.")
+    st.session_state.threshold = st.session_state.threshold_kept = threshold
+    st.session_state.renormalize = view.renormalize
+    return problems
+
+
+def _restore_prompt(service: Service, prompt: str | tuple[ChatMessage, ...] | None) -> list[str]:
+    config = service.config
+    contents = [] if prompt is None else [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+    length = sum(map(len, contents))
+    try:
+        prepared = set(contents) <= set(config.prompts())
+    except ConfigError:
+        # Said where the examples are.
+        prepared = False
+    if prompt is None:
+        return []
+    if config.demo_mode and not prepared:
+        return ["This server shows prepared prompts only, and the prompt is none of them."]
+    if config.max_user_string_length is not None and length > config.max_user_string_length and not prepared:
+        return [f"The prompt has {length} characters, but this server allows {config.max_user_string_length}; it was left out."]
+    if isinstance(prompt, str):
+        st.session_state.prompt, st.session_state.prompt_form = prompt, "Text"
+    elif chat.restore(service, prompt):
+        session.expect_chat_template()
+    else:
+        return ["The conversation does not alternate between user and assistant, beginning and ending with the user; it was left out."]
+    return []
 
 
 def show_facts(service: Service, key: ModelKey, facts: ModelFacts) -> None:
@@ -251,10 +309,10 @@ def _prompt(service: Service, model: ModelKey | None) -> str | tuple[ChatMessage
 
 
 def _as_chat() -> bool:
+    st.session_state.setdefault("prompt_form", "Text")
     form = st.segmented_control(
         "Form",
         ["Text", "Chat"],
-        default="Text",
         required=True,
         key="prompt_form",
         label_visibility="collapsed",
@@ -282,6 +340,7 @@ def _text(service: Service, label: str, note: str) -> str:
 def _loaded_prompts(service: Service, prompts: list[str]) -> list[str]:
     if service.config.demo_mode or not service.config.allow_loading_dataset_files:
         return prompts
+    saved_graph.choose()
     with st.popover("Open a prompt file", icon=":material/upload_file:", width="stretch", help="A UTF-8 text file with one prompt a line."):
         file = st.file_uploader(
             "Text file with one prompt a line", type=["txt"], key="prompt_file", help="Its lines take the place of the examples."

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import html
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import streamlit as st
 
 from app.markup import escaped
 from app.session import Service
 from llm_tt.engine.messages import Explanation
-from llm_tt.text import visible
+from llm_tt.flow.graph import FlowGraph
+from llm_tt.text import Prompt, visible
 
 _TINT = "0, 114, 178"
 """Okabe-Ito blue: text is readable over it up to `_MOST` opacity, black on white and white on black"""
@@ -21,13 +25,26 @@ _MOST_TOKENS = 2000
 """Of a longer prompt the strip shows the end: what the browser can lay out without a pause"""
 
 
+class Routes(Protocol):
+    """An explanation, or a graph from a file."""
+
+    @property
+    def graph(self) -> FlowGraph: ...
+    @property
+    def prompt(self) -> Prompt: ...
+    @property
+    def sources(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def dropped(self) -> float | None: ...
+
+
 def show(service: Service, explanation: Explanation) -> None:
     """The strip, in which tokens most of the flow ends, and how much was dropped."""
     st.html(strip(explanation))
     st.caption(summary(explanation))
 
 
-def strip(explanation: Explanation) -> str:
+def strip(explanation: Routes) -> str:
     """HTML without scripts; token text is text."""
     sources = explanation.sources
     most = float(sources.max()) or 1.0
@@ -48,13 +65,15 @@ def _span(position: int, text: str, role: str | None, share: float, most: float)
     return f'<span role="listitem" title="{title}" style="{style}">{html.escape(visible(text))}</span><wbr>'
 
 
-def summary(explanation: Explanation) -> str:
+def summary(explanation: Routes) -> str:
     """Markdown: the tokens with the largest shares, and what was dropped."""
     graph, sources = explanation.graph, explanation.sources
     order = [int(token) for token in (-sources).argsort(kind="stable")[:_N_NAMED] if sources[token] > 0]
     named = ", ".join(f"{escaped(visible(graph.token_texts[token]))} (token {token}) **{sources[token]:.0%}**" for token in order)
     ends = f"The flow ends in {named}" if named else "No flow reaches a token"
     kept = "below the threshold" if graph.mass is None else "with the weakest edges"
+    if explanation.dropped is None:
+        return f"{ends} · the file does not say how much was dropped."
     dropped = f"**{explanation.dropped:.0%}** of the flow was dropped {kept}"
     if not graph.renormalized or not named:
         return f"{ends} · {dropped}."

@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from app.panels import csv_file
+from llm_tt.export import files
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.text import visible
 
@@ -14,8 +16,8 @@ _HEIGHT = 340
 DOT = "A dot is a space, as in ·Mary."
 
 
-def top_tokens(top: TokenTable, block: str | None) -> None:
-    """What a representation says, with the ranks that tokens gained by the block before it."""
+def top_tokens(top: TokenTable, block: str | None, csv_key: str | None = None) -> None:
+    """What a representation says, with the ranks that tokens gained by the block before it. `csv_key`: offer it as a file as well."""
     columns: dict[str, Any] = {
         "rank": top.ranks,
         "token": [visible(text) for text in top.texts],
@@ -40,16 +42,25 @@ def top_tokens(top: TokenTable, block: str | None) -> None:
             ),
         },
     )
+    _csv(csv_key, top)
 
 
-def promoted_and_suppressed(promoted: TokenTable, suppressed: TokenTable, height: int = _HEIGHT) -> None:
-    """Side by side, on one scale."""
+def _csv(key: str | None, *tables: TokenTable) -> None:
+    # A table's own download has its cells as they are shown, spaces as dots.
+    if key is not None:
+        what = "Tokens exactly as they are, their ids, numbers in full."
+        csv_file.button(lambda: files.tokens_csv(*tables), "llm-tt-tokens.csv", key, what)
+
+
+def promoted_and_suppressed(promoted: TokenTable, suppressed: TokenTable, height: int = _HEIGHT, csv_key: str | None = None) -> None:
+    """Side by side, on one scale. `csv_key`: offer them as a file as well."""
     largest = max((abs(float(score)) for table in (promoted, suppressed) for score in table.scores), default=0.0) or 1.0
     left, right = st.columns(2)
     with left:
         _effects("promoted", "raises by", promoted.texts, promoted.scores, largest, height)
     with right:
         _effects("suppressed", "lowers by", suppressed.texts, -suppressed.scores, largest, height)
+    _csv(csv_key, promoted, suppressed)
 
 
 def _effects(name: str, column: str, texts: tuple[str, ...], sizes: Any, largest: float, height: int) -> None:

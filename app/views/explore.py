@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import session
-from app.panels import adding, chat, graph, heads_map, honesty, inspector, layers, memory, predictions, sidebar, sources, tuning
+from app import address, session
+from app.panels import (
+    adding,
+    chat,
+    files,
+    graph,
+    graph_table,
+    heads_map,
+    honesty,
+    inspector,
+    layers,
+    memory,
+    predictions,
+    saved_graph,
+    sidebar,
+    sources,
+    tuning,
+)
 from app.panels import question as asking
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
@@ -14,6 +30,7 @@ _POLL_SECONDS = 0.4
 
 
 def show(service: Service) -> None:
+    address.open_link(service)
     choices = sidebar.show(service)
     if session.dialog() == "adding":
         adding.show(service)
@@ -21,16 +38,25 @@ def show(service: Service) -> None:
         memory.show(service)
     elif session.dialog() == "tuning" and choices.model is not None:
         tuning.show_dialog(service, choices.model)
-    if choices.model is None:
-        st.info("Choose a model in the sidebar to begin.", icon=":material/arrow_back:")
+    opened = saved_graph.opened()
+    if opened is not None:
+        saved_graph.show(service, opened, address.apply)
         return
-    if not choices.has_prompt:
-        st.info("The prompt is empty. Type some text in the sidebar, or choose an example.", icon=":material/arrow_back:")
+    # Always there, though mostly empty: what follows must keep its place on the page, or the browser makes the graph anew.
+    notes = st.container()
+    if choices.model is None or not choices.has_prompt:
+        with notes:
+            address.show_notes()
+        what = "Choose a model in the sidebar to begin."
+        if choices.model is not None:
+            what = "The prompt is empty. Type some text in the sidebar, or choose an example."
+        st.info(what, icon=":material/arrow_back:")
         return
     trace = TraceKey(choices.model, choices.prompt)
     if st.session_state.get("trace") != trace:
         st.session_state.trace = trace
         graph.forget_position()
+        address.take_position(trace)
     question = ExplainPrediction(trace, st.session_state.get("target", -1), choices.threshold, choices.renormalize, mass=choices.mass)
     conversation = session.conversation()
     was_chat = session.has_chat_template(service, choices.model)
@@ -38,7 +64,9 @@ def show(service: Service) -> None:
     if session.has_chat_template(service, choices.model) != was_chat:
         # The model came while the page was drawn: the sidebar can offer a chat now.
         st.rerun()
-    # Always there, though mostly empty: what follows must keep its place on the page, or the browser makes the graph anew.
+    address.check_position(conversation, trace)
+    with notes:
+        address.show_notes()
     with st.container():
         _progress(service, conversation)
     explanation = conversation.answer
@@ -48,14 +76,22 @@ def show(service: Service) -> None:
     left, right = st.columns([2, 1], gap="medium")
     with left:
         sources.show(service, explanation)
-        graph.show(explanation, service.config.debug, asking.effects(service, explanation))
+        effects = asking.effects(service, explanation)
+        graph.show(explanation, effects)
+        files.show(service, explanation, address.view(choices), effects)
         honesty.button()
+        edges = st.expander("Table of edges", icon=":material/table_rows:", key="edges", on_change="rerun")
+        if edges.open:
+            with edges:
+                of_edges = None if effects is None else effects.of_edges(explanation.graph)
+                of = None if effects is None else effects.of
+                graph_table.show(explanation.graph, st.session_state.get("selection"), of_edges, of)
         heads = st.expander("Heads at a glance", icon=":material/grid_on:", key="heads", on_change="rerun")
         if heads.open:
             with heads:
                 heads_map.show(service, explanation)
     with right:
-        predictions.show(explanation)
+        predictions.show(explanation.graph, explanation.predictions)
         asking.show(service, explanation)
         _inspector(service, explanation)
     if session.dialog() == "honesty":

@@ -1,23 +1,34 @@
-"""`FlowGraph` -> text of a file in JSON, GraphML or HTML. Reads the graph alone; no model, no tensors.
+"""`FlowGraph` -> text of a file: JSON, GraphML, node-link JSON, CSV or HTML. Reads the graph alone; no model, no tensors.
 
-The JSON is documented in docs/graph-json.md.
+The files are documented in docs/graph-json.md; `llm_tt.export.saved` opens the JSON again.
 """
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 import math
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import networkx as nx
+import numpy as np
+import numpy.typing as npt
 
 from llm_tt.flow.graph import Edge, EdgeKind, FlowGraph, Node
-from llm_tt.text import Prompt, visible
+from llm_tt.flow.propagation import propagate
+from llm_tt.lens.token_table import TokenTable
+from llm_tt.models.info import ModelInfo
+from llm_tt.text import ChatMessage, Prompt, visible
 
 JSON_FORMAT = "llm-tt-graph"
 JSON_VERSION = 1
+
+FACTS = ("family", "n_params", "n_heads", "n_kv_heads", "d_model", "d_vocab", "dtype", "device", "adapter")
+"""Of a model's facts, those that a file keeps"""
 
 _COLOURS = {"attention": "#0072B2", "ffn": "#009E73", "residual": "#7f7f7f"}
 _SPACING = 110
@@ -25,12 +36,38 @@ _NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _EXTERNAL = re.compile(r'<(?:link|script)\b[^>]*(?:href|src)="https?://[^"]*"[^>]*?(?:/>|>(?:\s*</script>)?)', re.IGNORECASE)
 
 
-def to_json(graph: FlowGraph, model: str, prompt: Prompt | None = None) -> str:
-    """The graph with everything needed to draw it again; with the prompt of its trace, also the text it came from, offsets and roles."""
-    return json.dumps(to_dict(graph, model, prompt), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+def to_json(
+    graph: FlowGraph,
+    model: str,
+    prompt: Prompt | None = None,
+    *,
+    conversation: Sequence[ChatMessage] | None = None,
+    predictions: TokenTable | None = None,
+    info: ModelInfo | None = None,
+) -> str:
+    """The graph with everything needed to draw it again, and what else is at hand.
+
+    Args:
+        graph: the routes.
+        model: what the model is called.
+        prompt: of the trace: adds the text that the tokens came from, their offsets and roles.
+        conversation: the messages, where the prompt is a chat.
+        predictions: after the target, with probabilities.
+        info: adds facts of the model.
+    """
+    content = to_dict(graph, model, prompt, conversation=conversation, predictions=predictions, info=info)
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 
 
-def to_dict(graph: FlowGraph, model: str, prompt: Prompt | None = None) -> dict[str, Any]:
+def to_dict(
+    graph: FlowGraph,
+    model: str,
+    prompt: Prompt | None = None,
+    *,
+    conversation: Sequence[ChatMessage] | None = None,
+    predictions: TokenTable | None = None,
+    info: ModelInfo | None = None,
+) -> dict[str, Any]:
     """The content of `to_json` as plain Python values."""
     tokens: list[dict[str, Any]] = [
         {"position": position, "id": token_id, "text": text}
@@ -44,6 +81,7 @@ def to_dict(graph: FlowGraph, model: str, prompt: Prompt | None = None) -> dict[
         "version": JSON_VERSION,
         "model": model,
         **({} if prompt is None else {"text": prompt.text}),
+        **({} if conversation is None else {"messages": [{"role": turn.role, "content": turn.content} for turn in conversation]}),
         "tokens": tokens,
         "n_layers": graph.n_layers,
         "target": graph.target,
@@ -51,8 +89,16 @@ def to_dict(graph: FlowGraph, model: str, prompt: Prompt | None = None) -> dict[
         "renormalized": graph.renormalized,
         **({} if graph.mass is None else {"mass": graph.mass}),
         **({} if graph.carried is None else {"carried": graph.carried}),
+        **({} if predictions is None else {"predictions": _predictions(predictions)}),
+        **({} if info is None else {"facts": {name: value for name in FACTS if (value := getattr(info, name)) is not None}}),
         "edges": [_edge(edge) for edge in graph.edges()],
     }
+
+
+def _predictions(table: TokenTable) -> list[dict[str, Any]]:
+    assert table.probabilities is not None
+    columns = zip(table.token_ids.tolist(), table.texts, table.scores.tolist(), table.probabilities.tolist(), strict=True)
+    return [{"id": token_id, "text": text, "score": score, "probability": probability} for token_id, text, score, probability in columns]
 
 
 def _edge(edge: Edge) -> dict[str, Any]:
@@ -61,6 +107,66 @@ def _edge(edge: Edge) -> dict[str, Any]:
     if edge.kind is EdgeKind.ATTENTION:
         result["heads"] = [{"head": head, "weight": weight} for head, weight in edge.heads.items()]
     return result
+
+
+def to_node_link(graph: FlowGraph, model: str) -> str:
+    """networkx's node-link JSON, for `networkx.node_link_graph(json.load(file))`. In JSON the heads of an edge are named by text, as "2"."""
+    network = graph.to_networkx()
+    network.graph["model"] = model
+    return json.dumps(nx.node_link_data(network), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+EDGE_COLUMNS = ("from", "to", "key", "layer", "source", "destination", "source_token", "destination_token", "weight", "flow", "heads")
+NODE_COLUMNS = ("node", "kind", "layer", "position", "token", "flow")
+
+
+def edges_csv(graph: FlowGraph, effects: npt.NDArray[np.floating[Any]] | None = None) -> str:
+    """One line an edge, in the order of the graph; `effects` [E] adds their direct effects, empty where there are none.
+
+    Token texts are exact, numbers are in full. `heads` is written as `2:0.25 0:0.125`, the largest first.
+    """
+    flow = propagate(graph).edges
+    rows = []
+    for index, edge in enumerate(graph.edges()):
+        source, destination = edge.ends
+        heads = " ".join(f"{head}:{weight!r}" for head, weight in edge.heads.items())
+        row: list[Any] = [source.name, destination.name, edge.kind.key, edge.layer, edge.source, edge.destination]
+        row += [graph.token_texts[edge.source], graph.token_texts[edge.destination], edge.weight, float(flow[index]), heads]
+        if effects is not None:
+            row.append("" if np.isnan(effects[index]) else float(effects[index]))
+        rows.append(row)
+    return csv_text([*EDGE_COLUMNS, *(["effect"] if effects is not None else [])], rows)
+
+
+def nodes_csv(graph: FlowGraph) -> str:
+    """One line a node that a route passes, from the target's last node down, with the flow that reaches it."""
+    flow = propagate(graph)
+    nodes = [graph.root, *(end for edge in graph.edges() for end in reversed(edge.ends))]
+    rows = [
+        [node.name, node.kind, node.layer, node.position, graph.token_texts[node.position], flow.node(node.name)]
+        for node in dict.fromkeys(nodes)
+    ]
+    return csv_text(NODE_COLUMNS, rows)
+
+
+def tokens_csv(*tables: TokenTable) -> str:
+    """One line a token, of all the tables in turn; with the columns that they have."""
+    optional = [name for name in ("probabilities", "ranks", "rank_changes") if all(getattr(table, name) is not None for table in tables)]
+    names = {"probabilities": "probability", "ranks": "rank", "rank_changes": "rank_change"}
+    rows = []
+    for table in tables:
+        more = [getattr(table, name).tolist() for name in optional]
+        rows += zip(table.texts, table.token_ids.tolist(), table.scores.tolist(), *more, strict=True)
+    return csv_text(["token", "token_id", "score", *(names[name] for name in optional)], rows)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """RFC 4180: text with commas, quotes or newlines is quoted; nothing is rounded or shortened."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def to_graphml(graph: FlowGraph, model: str) -> str:

@@ -103,6 +103,19 @@ class Edge:
         }[self.kind]
 
 
+def kind_of_edge(source: Node, destination: Node, key: str) -> EdgeKind | None:
+    """What the edge of that key between two nodes is; None where a transformer has none."""
+    if source.position > destination.position:
+        return None
+    for kind in EdgeKind:
+        # The token stays the same but for attention, whose edges have ends of their own.
+        if kind.key == key and (kind is EdgeKind.ATTENTION or source.position == destination.position):
+            edge = Edge(kind, destination.layer, source.position, destination.position, 0.0, {})
+            if edge.ends == (source, destination):
+                return kind
+    return None
+
+
 @dataclass(frozen=True, eq=False)
 class FlowGraph:
     """Routes to one target. One element a column for each of E edges, from the last layer down; weights are contributions, 0 to 1."""

@@ -97,6 +97,17 @@ class Trajectories:
     def nbytes(self) -> int:
         return self.logits.nbytes + self.probabilities.nbytes + self.ranks.nbytes + 100 * (len(self.points) + len(self.texts))
 
+    def to_csv(self) -> str:
+        """One line for each token at each point, from the embedding up."""
+        file = io.StringIO(newline="")
+        writer = csv.writer(file)
+        writer.writerow(["node", "token", "token_id", "logit", "probability", "rank"])
+        for row, node in enumerate(self.nodes):
+            for index, (token_id, text) in enumerate(zip(self.token_ids, self.texts, strict=True)):
+                numbers = (self.logits[row, index], self.probabilities[row, index], self.ranks[row, index])
+                writer.writerow([node, text, token_id, *numbers])
+        return file.getvalue()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {

@@ -177,10 +177,12 @@ def test_a_moved_threshold_redraws_quickly(page: ExplorePage, trace: llm_tt.Trac
 
 
 def test_the_download_is_the_librarys_graph(page: ExplorePage, graph: llm_tt.FlowGraph, trace: llm_tt.Trace, tmp_path: Path) -> None:
+    page.page.get_by_role("button", name="Save", exact=True).click()
     with page.page.expect_download() as download:
-        page.page.get_by_role("button", name="JSON").click()
+        page.page.get_by_role("button", name=re.compile("^JSON ")).click()
     download.value.save_as(tmp_path / "graph.json")
-    saved, expected = json.loads((tmp_path / "graph.json").read_text()), files.to_dict(graph, "demo", trace.prompt)
+    saved, expected = json.loads((tmp_path / "graph.json").read_text()), files.to_dict(graph, "demo", trace.prompt, info=trace.model.info)
+    assert [row["text"] for row in saved.pop("predictions")] == list(predictions(trace, -1, 10).texts)
     weights = [[edge.pop("weight") for edge in content["edges"]] for content in (saved, expected)]
     assert weights[0] == pytest.approx(weights[1], abs=1e-6)
     heads = [[head.pop("weight") for edge in content["edges"] for head in edge.get("heads", [])] for content in (saved, expected)]

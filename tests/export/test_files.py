@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -254,6 +256,90 @@ def test_graphml_of_a_graph_without_edges_is_its_root() -> None:
     read = read_graphml(files.to_graphml(flow_graph(rows=[]), "m"))
     assert list(read.nodes) == ["I1_2"]
     assert read.number_of_edges() == 0
+
+
+# --- node-link
+
+
+def test_node_link_is_networkx_own_and_says_the_same() -> None:
+    graph = flow_graph()
+    read, expected = nx.node_link_graph(json.loads(files.to_node_link(graph, "a model"))), graph.to_networkx()
+    assert isinstance(read, nx.MultiDiGraph)
+    assert {name: dict(data) for name, data in read.nodes(data=True)} == {name: dict(data) for name, data in expected.nodes(data=True)}
+    edges = {(u, v, key): data for u, v, key, data in read.edges(keys=True, data=True)}
+    assert {name: data["weight"] for name, data in edges.items()} == pytest.approx(EDGES)
+    assert {name[:2]: {int(head): share for head, share in data["heads"].items()} for name, data in edges.items() if "heads" in data} == {
+        ends: pytest.approx(shares) for ends, shares in HEADS.items()
+    }
+    assert read.graph == {**expected.graph, "model": "a model"}
+
+
+@strange
+def test_node_link_keeps_a_strange_token_exactly(text: str) -> None:
+    read = nx.node_link_graph(json.loads(files.to_node_link(with_text(text), text)))
+    assert (read.nodes["I1_2"]["text"], read.graph["model"]) == (text, text)
+
+
+# --- CSV
+
+
+def read_csv(written: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(written, newline="")))
+
+
+def test_csv_of_edges_has_all_of_them_in_full() -> None:
+    graph = flow_graph()
+    rows = read_csv(files.edges_csv(graph))
+    assert [((row["from"], row["to"], row["key"]), np.float32(row["weight"])) for row in rows] == [
+        (name, np.float32(weight)) for name, weight in EDGES.items()
+    ]
+    assert [float(row["weight"]) for row in rows] == graph.weight.tolist(), "nothing is rounded"
+    heads = {
+        (row["from"], row["to"]): {int(head): float(share) for head, share in (item.split(":") for item in row["heads"].split())}
+        for row in rows
+        if row["heads"]
+    }
+    assert heads == {ends: pytest.approx(shares) for ends, shares in HEADS.items()}
+    assert [(row["layer"], row["source_token"], row["destination_token"]) for row in rows][3] == ("1", "The", " sat")
+
+
+def test_csv_of_edges_has_the_flow_through_each() -> None:
+    flow = {(row["from"], row["to"], row["key"]): float(row["flow"]) for row in read_csv(files.edges_csv(flow_graph()))}
+    # By hand, on a renormalised graph: a node's flow goes down its edges as they are.
+    assert flow["M1_2", "I1_2", "ffn"] == 0.25
+    assert flow["A1_2", "I1_2", "residual"] == 0.75
+    assert flow["I0_0", "A1_2", "attention"] == pytest.approx(0.5)
+    assert flow["X0_0", "A0_0", "residual"] == pytest.approx(0.5 * 0.9375)
+
+
+def test_csv_of_edges_has_effects_where_there_are_any() -> None:
+    effects = np.full(len(ROWS), np.nan, np.float32)
+    effects[3] = -1.25
+    rows = read_csv(files.edges_csv(flow_graph(), effects))
+    assert [row["effect"] for row in rows] == ["", "", "", "-1.25", *[""] * 7]
+    assert "effect" not in read_csv(files.edges_csv(flow_graph()))[0]
+
+
+def test_csv_of_nodes_has_each_once_from_the_target_down() -> None:
+    rows = read_csv(files.nodes_csv(flow_graph()))
+    assert {row["node"] for row in rows} == set(flow_graph().to_networkx().nodes)
+    assert len(rows) == flow_graph().to_networkx().number_of_nodes()
+    assert rows[0] == {"node": "I1_2", "kind": "I", "layer": "1", "position": "2", "token": " sat", "flow": "1.0"}
+    flow = {row["node"]: float(row["flow"]) for row in rows}
+    assert (flow["M1_2"], flow["A1_2"], flow["I0_0"], flow["X0_0"]) == (0.25, 1.0, 0.5, 0.5)
+
+
+@strange
+def test_csv_keeps_a_strange_token_exactly(text: str) -> None:
+    graph = with_text(text)
+    assert read_csv(files.edges_csv(graph))[0]["source_token"] == text
+    assert {row["token"] for row in read_csv(files.nodes_csv(graph))} == {"The", text}
+
+
+def test_csv_of_a_graph_without_edges() -> None:
+    empty = flow_graph(rows=[])
+    assert read_csv(files.edges_csv(empty)) == []
+    assert [row["node"] for row in read_csv(files.nodes_csv(empty))] == ["I1_2"]
 
 
 # --- HTML
