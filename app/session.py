@@ -12,9 +12,21 @@ import streamlit as st
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import AppConfig, load_config
 from llm_tt.engine.local import LocalEngine
-from llm_tt.engine.messages import AddedModel, AddModel, ExplainPrediction, Explanation, LensGridOf, MeasureTuning, ModelKey, TrajectoriesOf
+from llm_tt.engine.messages import (
+    AddedModel,
+    AddModel,
+    Continue,
+    ExplainPrediction,
+    Explanation,
+    LensGridOf,
+    MeasureTuning,
+    ModelKey,
+    TraceKey,
+    TrajectoriesOf,
+)
 from llm_tt.errors import ConfigError, LlmTtError
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
+from llm_tt.models.continuation import Continuation
 
 _PATIENCE = 0.5
 """Seconds that a run of the script waits for an answer before it shows progress instead"""
@@ -66,7 +78,7 @@ def _last_engine() -> _LastEngine:
 
 
 Phase = Literal["answered", "working", "failed", "cancelled"]
-_Q = TypeVar("_Q", ExplainPrediction, AddModel, MeasureTuning, LensGridOf, TrajectoriesOf)
+_Q = TypeVar("_Q", ExplainPrediction, Continue, AddModel, MeasureTuning, LensGridOf, TrajectoriesOf)
 _A = TypeVar("_A")
 
 
@@ -126,6 +138,21 @@ class Adding:
     conversation: Conversation[AddModel, AddedModel] = field(default_factory=lambda: Conversation[AddModel, AddedModel]())
 
 
+@dataclass
+class Continuing:
+    """One user's continuation: of which prompt on which model, and the question for it."""
+
+    key: TraceKey | None = None
+    conversation: Conversation[Continue, Continuation] = field(default_factory=lambda: Conversation[Continue, Continuation]())
+    seen: Continuation | None = None
+    """the answer that the page already shows"""
+
+    def drop(self, engine: LocalEngine) -> None:
+        if self.conversation.job is not None:
+            engine.cancel(self.conversation.job)
+        self.conversation, self.seen = Conversation[Continue, Continuation](), None
+
+
 Measuring = Conversation[MeasureTuning, TuningReport]
 
 
@@ -148,6 +175,10 @@ def lens_grid() -> Conversation[LensGridOf, LensGrid]:
 
 def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:
     return _state("trajectories", lambda: Conversation[TrajectoriesOf, Trajectories]())
+
+
+def continuing() -> Continuing:
+    return _state("continuing", Continuing)
 
 
 def adding() -> Adding:

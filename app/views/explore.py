@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import streamlit as st
 
 from app import session
@@ -27,9 +29,10 @@ def show(service: Service) -> None:
     if not choices.has_prompt:
         st.info("The prompt is empty. Type some text in the sidebar, or choose an example.", icon=":material/arrow_back:")
         return
-    trace = TraceKey(choices.model, choices.prompt)
-    if st.session_state.get("trace") != trace:
-        st.session_state.trace = trace
+    trace = TraceKey(choices.model, choices.prompt, choices.continuation)
+    last: TraceKey | None = st.session_state.get("trace")
+    st.session_state.trace = trace
+    if last is None or replace(last, continuation=trace.continuation) != trace:
         graph.forget_position()
     question = ExplainPrediction(trace, st.session_state.get("target", -1), choices.threshold, choices.renormalize, mass=choices.mass)
     conversation = session.conversation()
