@@ -121,7 +121,8 @@ def _box(explanation: Explanation, key: str, label: str, placeholder: str) -> No
         placeholder=placeholder,
         key=key,
         accept_new_options=True,
-        help="One of the model's first choices, the token that follows in the text, or any other: type its text, with the space that begins it, or its number, as in id:42.",
+        help="One of the model's first choices, the token that follows in the text, or any other: type its text, with the space that begins "
+        "it, or its number, as in id:42.",
     )
     st.session_state[_kept(key)] = st.session_state[key]
 
