@@ -69,39 +69,40 @@ def _controls(service: Service, key: TraceKey | None) -> None:
     )
     # Drawn though greedy does not need them: numbers of boxes that are not drawn would be lost.
     greedy = mode != _SAMPLED
-    left, right = st.columns(2)
-    left.number_input(
-        "Temperature",
-        min_value=0.05,
-        max_value=5.0,
-        value=1.0,
-        step=0.1,
-        key="temperature",
-        disabled=greedy,
-        help="Logits are divided by it: below 1 likely tokens become likelier, above 1 unlikely ones do. For sampling only.",
-    )
-    right.number_input(
-        "Top-p",
-        min_value=0.01,
-        max_value=1.0,
-        value=1.0,
-        step=0.05,
-        key="top_p",
-        disabled=greedy,
-        help="Draw only from the fewest first choices that have this probability together; 1 is all tokens. For sampling only.",
-    )
-    left.number_input(
-        "Top-k",
-        min_value=0,
-        value=0,
-        key="top_k",
-        disabled=greedy,
-        help="Draw only from this many first choices; 0 is all tokens. For sampling only.",
-    )
-    right.number_input(
-        "Seed", min_value=0, value=0, key="seed", disabled=greedy, help="The same seed draws the same text again. For sampling only."
-    )
-    left, right = st.columns(2, vertical_alignment="bottom")
+    with st.popover("Sampling", icon=":material/casino:", width="stretch", help="Temperature, top-p, top-k and seed."):
+        left, right = st.columns(2)
+        left.number_input(
+            "Temperature",
+            min_value=0.05,
+            max_value=5.0,
+            value=1.0,
+            step=0.1,
+            key="temperature",
+            disabled=greedy,
+            help="Logits are divided by it: below 1 likely tokens become likelier, above 1 unlikely ones do. For sampling only.",
+        )
+        right.number_input(
+            "Top-p",
+            min_value=0.01,
+            max_value=1.0,
+            value=1.0,
+            step=0.05,
+            key="top_p",
+            disabled=greedy,
+            help="Draw only from the fewest first choices that have this probability together; 1 is all tokens. For sampling only.",
+        )
+        left.number_input(
+            "Top-k",
+            min_value=0,
+            value=0,
+            key="top_k",
+            disabled=greedy,
+            help="Draw only from this many first choices; 0 is all tokens. For sampling only.",
+        )
+        right.number_input(
+            "Seed", min_value=0, value=0, key="seed", disabled=greedy, help="The same seed draws the same text again. For sampling only."
+        )
+    left, right = st.columns([4, 5], gap="small", vertical_alignment="bottom")
     left.number_input(
         "Tokens",
         min_value=1,
@@ -112,7 +113,6 @@ def _controls(service: Service, key: TraceKey | None) -> None:
     )
     right.button(
         "Generate",
-        icon=":material/play_arrow:",
         key="generate",
         width="stretch",
         disabled=key is None,

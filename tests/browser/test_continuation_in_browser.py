@@ -44,7 +44,7 @@ def test_a_generated_token_becomes_the_target(page: ExplorePage) -> None:
     box.press("Tab")
     page.page.get_by_role("button", name="Generate").click()
     expect(page.graph).to_have_attribute("data-target", str(start - 1), timeout=20_000)
-    pills = page.page.get_by_test_id("stSidebar").get_by_test_id("stButtonGroup").last.get_by_role("radio")
+    pills = page.page.locator(".st-key-continued_tokens").get_by_role("radio")
     expect(pills).to_have_count(len(tokens))
     expect(pills.nth(2)).to_contain_text(visible(tokens[2].text))
     expect(pills.nth(2)).to_contain_text(f"{tokens[2].probability:.2f}")
