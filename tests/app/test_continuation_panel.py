@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -158,3 +160,32 @@ def test_more_than_the_context_is_a_sentence_and_the_graph_stays(start: Start, l
 
 def test_no_prompt_no_button(start: Start) -> None:
     assert start(DEMO, prompt=" ").button(key="generate").disabled
+
+
+def test_the_text_is_seen_as_it_comes_and_cancelling_keeps_it(
+    start: Start, llm: llm_tt.TransparentLlm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_tt.models.reading import CachedReading
+
+    at, read = generate(start(DEMO), 1), CachedReading.read
+    whole = expected(llm, 8)
+
+    def slow(self: CachedReading, token_ids: Sequence[int]) -> Any:
+        time.sleep(0.25)
+        return read(self, token_ids)
+
+    monkeypatch.setattr(CachedReading, "read", slow)
+    at.number_input(key="n_continued").set_value(8)
+    at.button(key="generate").click()
+    at.run()
+    seen = [code.value for code in at.code]
+    assert at.session_state["continuing"].conversation.phase == "working"
+    assert seen
+    assert whole.text.startswith(seen[0])
+    assert 0 < len(seen[0]) < len(whole.text)
+    at.button(key="cancel_continuation").click()
+    came(at)
+    n_kept = len(pills(at).options)
+    assert 0 < n_kept < 8
+    assert frame(at)[0]["tokens"][whole.start :] == list(whole.token_texts[:n_kept])
+    assert any(caption.value.endswith(", then cancelled.") for caption in at.caption)

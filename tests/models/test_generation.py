@@ -24,6 +24,7 @@ from transformers import (
 
 import llm_tt
 from llm_tt.errors import PromptError, RequestError
+from llm_tt.lens.vocabulary import following_token
 from llm_tt.models.continuation import Continuation, Sampling
 from llm_tt.models.generation import sampling_probabilities
 from llm_tt.models.reading import WholeReading
@@ -360,3 +361,22 @@ def test_tokens_gathered_so_far(model: Model) -> None:
     assert (some.stop, Continuation.of(6, tokens[:3], cancelled=True).stop) == (None, "cancelled")
     assert Continuation.of(6, tokens, cancelled=True).stop == "length"
     assert Continuation.of(6, []).text == ""
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_the_token_that_follows_is_the_texts_own(name: str, model: Model, plain: Callable[[str], Any]) -> None:
+    ids = families.token_ids(9)
+    trace = model(name).trace(ids[:6], continuation=ids[6:])
+    with torch.inference_mode():
+        logits = plain(name)(torch.tensor([ids])).logits[0].double()
+    for position in (0, 4, 5, -2):
+        found, token_id = following_token(trace, position), ids[position + 1]
+        assert found is not None
+        assert found.token_ids.tolist() == [token_id]
+        assert found.texts == tuple(trace.model.texts([token_id]))
+        row = logits[position]
+        np.testing.assert_allclose(found.scores, [float(row[token_id])], atol=1e-4)
+        np.testing.assert_allclose(found.probabilities, [float(row.softmax(-1)[token_id])], atol=1e-5)  # type: ignore[arg-type]
+        assert found.ranks is not None
+        assert found.ranks.tolist() == [1 + int((row > row[token_id]).sum())]
+    assert following_token(trace, -1) is None
