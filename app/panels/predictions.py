@@ -15,13 +15,9 @@ def show(explanation: Explanation) -> None:
     st.markdown(f"**After** :blue-background[`{_code(graph.token_texts[graph.target])}`] (token {graph.target}) **the model predicts**")
     assert predictions.probabilities is not None
     following = explanation.following
-    table = pd.DataFrame(
-        {
-            "token": [visible(text) for text in predictions.texts],
-            "probability": predictions.probabilities,
-            "follows": ["\u25c0" if _is_same(following, token_id) else "" for token_id in predictions.token_ids],
-        }
-    )
+    table = pd.DataFrame({"token": [visible(text) for text in predictions.texts], "probability": predictions.probabilities})
+    if following is not None:
+        table["follows"] = ["\u25c0" if _is_same(following, token_id) else "" for token_id in predictions.token_ids]
     st.dataframe(
         table,
         hide_index=True,
@@ -52,8 +48,8 @@ def _probability(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
 
 
-def _is_same(following: TokenTable | None, token_id: int) -> bool:
-    return following is not None and int(following.token_ids[0]) == int(token_id)
+def _is_same(following: TokenTable, token_id: int) -> bool:
+    return int(following.token_ids[0]) == int(token_id)
 
 
 def _code(text: str) -> str:
