@@ -11,7 +11,7 @@ import streamlit as st
 from app import link
 from app.link import Selected, View
 from app.markup import escaped
-from app.panels import graph, question, sidebar
+from app.panels import continuation, graph, question, sidebar
 from app.panels.sidebar import Choices
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
@@ -53,8 +53,8 @@ def open_link(service: Service) -> None:
 def apply(service: Service, view: View, problems: tuple[str, ...] = ()) -> None:
     """Make the page show a view, as far as this server can; what it cannot is said by `show_notes`. In a callback, or before all else."""
     notes = [*problems, *sidebar.restore(service, view)]
-    if view.continuation:
-        notes.append("The link's prompt was continued by the model; the prompt alone is shown.")
+    if view.continuation and isinstance(view.prompt, str | tuple):
+        continuation.restore(view.prompt, view.continuation)
     question.restore(view.token, view.contrast)
     st.session_state.normalize = view.normalize
     if view.target is not None or view.selected is not None or isinstance(view.prompt, tuple):
@@ -131,6 +131,7 @@ def view(choices: Choices) -> View:
         device="auto" if choices.model is None else choices.model.device,
         dtype="auto" if choices.model is None else choices.model.dtype,
         prompt=choices.prompt if choices.has_prompt else None,
+        continuation=choices.continuation,
         target=st.session_state.get("target"),
         threshold=choices.threshold,
         mass=choices.mass,

@@ -12,9 +12,22 @@ import streamlit as st
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import AppConfig, load_config
 from llm_tt.engine.local import LocalEngine
-from llm_tt.engine.messages import AddedModel, AddModel, ExplainPrediction, Explanation, LensGridOf, MeasureTuning, ModelKey, TrajectoriesOf
+from llm_tt.engine.messages import (
+    AddedModel,
+    AddModel,
+    Continue,
+    ExplainPrediction,
+    Explanation,
+    LensGridOf,
+    MeasureTuning,
+    ModelKey,
+    ReadContinuation,
+    TraceKey,
+    TrajectoriesOf,
+)
 from llm_tt.errors import ConfigError, LlmTtError
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
+from llm_tt.models.continuation import Continuation
 
 _PATIENCE = 0.5
 """Seconds that a run of the script waits for an answer before it shows progress instead"""
@@ -66,7 +79,7 @@ def _last_engine() -> _LastEngine:
 
 
 Phase = Literal["answered", "working", "failed", "cancelled"]
-_Q = TypeVar("_Q", ExplainPrediction, AddModel, MeasureTuning, LensGridOf, TrajectoriesOf)
+_Q = TypeVar("_Q", ExplainPrediction, Continue | ReadContinuation, AddModel, MeasureTuning, LensGridOf, TrajectoriesOf)
 _A = TypeVar("_A")
 
 
@@ -126,6 +139,24 @@ class Adding:
     conversation: Conversation[AddModel, AddedModel] = field(default_factory=lambda: Conversation[AddModel, AddedModel]())
 
 
+ContinuingConversation = Conversation[Continue | ReadContinuation, Continuation]
+
+
+@dataclass
+class Continuing:
+    """One user's continuation: of which prompt on which model, and the question for it."""
+
+    key: TraceKey | None = None
+    conversation: ContinuingConversation = field(default_factory=lambda: ContinuingConversation())
+    seen: Continuation | None = None
+    """the answer that the page already shows"""
+
+    def drop(self, engine: LocalEngine) -> None:
+        if self.conversation.job is not None:
+            engine.cancel(self.conversation.job)
+        self.conversation, self.seen = ContinuingConversation(), None
+
+
 Measuring = Conversation[MeasureTuning, TuningReport]
 
 
@@ -148,6 +179,10 @@ def lens_grid() -> Conversation[LensGridOf, LensGrid]:
 
 def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:
     return _state("trajectories", lambda: Conversation[TrajectoriesOf, Trajectories]())
+
+
+def continuing() -> Continuing:
+    return _state("continuing", Continuing)
 
 
 def adding() -> Adding:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from llm_tt.lens.grid import lens_grid, token_trajectories
     from llm_tt.lens.layer_tables import LensGrid, Trajectories
     from llm_tt.models import load_model
+    from llm_tt.models.continuation import Continuation, GeneratedToken, Sampling
+    from llm_tt.models.generation import generate
     from llm_tt.models.identities import reconstruction_errors
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
     from llm_tt.text import ChatMessage, Prompt
@@ -38,14 +40,17 @@ __version__ = "0.1.0"
 _HOME = {
     "AppConfig": "llm_tt.config",
     "ChatMessage": "llm_tt.text",
+    "Continuation": "llm_tt.models.continuation",
     "DirectEffects": "llm_tt.lens.direct_effects",
     "FlowGraph": "llm_tt.flow.graph",
+    "GeneratedToken": "llm_tt.models.continuation",
     "HeadRoles": "llm_tt.flow.head_roles",
     "LensGrid": "llm_tt.lens.layer_tables",
     "LlmTtError": "llm_tt.errors",
     "ModelInfo": "llm_tt.models.transparent_llm",
     "ModelSpec": "llm_tt.config",
     "Prompt": "llm_tt.text",
+    "Sampling": "llm_tt.models.continuation",
     "Trace": "llm_tt.models.transparent_llm",
     "Trajectories": "llm_tt.lens.layer_tables",
     "TransparentLlm": "llm_tt.models.transparent_llm",
@@ -58,6 +63,7 @@ _HOME = {
     "extract_routes_by_mass": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
     "flow_over_sources": "llm_tt.flow.propagation",
+    "generate": "llm_tt.models.generation",
     "head_outputs": "llm_tt.flow.heads",
     "head_roles": "llm_tt.flow.head_roles",
     "head_shares": "llm_tt.flow.heads",
@@ -78,14 +84,17 @@ _HOME = {
 __all__ = [
     "AppConfig",
     "ChatMessage",
+    "Continuation",
     "DirectEffects",
     "FlowGraph",
+    "GeneratedToken",
     "HeadRoles",
     "LensGrid",
     "LlmTtError",
     "ModelInfo",
     "ModelSpec",
     "Prompt",
+    "Sampling",
     "Trace",
     "Trajectories",
     "TransparentLlm",
@@ -98,6 +107,7 @@ __all__ = [
     "extract_routes_by_mass",
     "ffn_contributions",
     "flow_over_sources",
+    "generate",
     "head_outputs",
     "head_roles",
     "head_shares",

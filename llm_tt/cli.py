@@ -1,9 +1,10 @@
 """The `llm-tt` command: `routes` gives the graph of a prompt, `heads`, `neurons` and `lens` what its nodes are made of and say, `effects` what
-speaks for and against a token, `check` whether to trust a model."""
+speaks for and against a token, `generate` what the model puts out, `check` whether to trust a model."""
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import io
 import json
 import logging
@@ -19,10 +20,11 @@ from llm_tt.config import ModelSpec, load_config
 from llm_tt.errors import LlmTtError, RequestError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, FlowGraph
 from llm_tt.lens.layer_tables import Trajectories
+from llm_tt.models.continuation import Continuation
 from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
-    from llm_tt.models.transparent_llm import Trace
+    from llm_tt.models.transparent_llm import Trace, TransparentLlm
 
 _N_SOURCES = 5
 _N_PREDICTIONS = 10
@@ -114,6 +116,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(lens)
     lens.set_defaults(run=_lens)
 
+    generate = commands.add_parser("generate", help="let the model continue a prompt, each token as it comes")
+    _add_prompt(generate, may_continue=False)
+    generate.add_argument("--tokens", type=_count, default=20, help="how many tokens at most (default %(default)s)")
+    generate.add_argument("--temperature", type=float, default=0.0, help="sample, with logits divided by this (default 0, greedy)")
+    generate.add_argument("--top-k", type=int, help="with a temperature: draw only from this many first choices")
+    generate.add_argument("--top-p", type=float, help="with a temperature: draw only from the fewest first choices of this probability")
+    generate.add_argument("--seed", type=int, default=0, help="the same seed draws the same text again (default %(default)s)")
+    generate.add_argument("--json", action="store_true", help="print ids, texts, probabilities and ranks as JSON")
+    _add_model_options(generate)
+    generate.set_defaults(run=_generate)
+
     check = commands.add_parser("check", help="whether a model can be trusted here, and what its tuning changed")
     check.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
     check.add_argument("--base", metavar="BASE", help='the model it was tuned from: folder, hub name or "demo"')
@@ -123,11 +136,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_prompt(parser: argparse.ArgumentParser) -> None:
+def _add_prompt(parser: argparse.ArgumentParser, may_continue: bool = True) -> None:
     parser.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
     parser.add_argument("prompt", metavar="PROMPT", help='the text; "-" reads it from standard input')
     parser.add_argument("--chat", action="store_true", help="PROMPT is the user's turn, written by the model's chat template")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: a system prompt")
+    if may_continue:
+        parser.add_argument(
+            "--generate",
+            metavar="N",
+            type=_count,
+            help="let the model continue the prompt greedily by up to N tokens, which are traced too",
+        )
 
 
 def _count(text: str) -> int:
@@ -161,8 +181,8 @@ def _conversation(prompt: str, system: str | None) -> list[ChatMessage]:
     return [turn] if system is None else [ChatMessage("system", system), turn]
 
 
-def _trace(options: argparse.Namespace) -> Trace:
-    """The model of the options, run once over their prompt, which is then `options.prompt` wherever it came from."""
+def _read_prompt(options: argparse.Namespace) -> tuple[TransparentLlm, str | list[ChatMessage]]:
+    """The model of the options, and their prompt, which is then `options.prompt` wherever it came from."""
     if options.system is not None and not options.chat:
         raise RequestError("--system is a part of a conversation. Add --chat, or put the text into PROMPT.")
     if options.prompt == "-":
@@ -174,7 +194,45 @@ def _trace(options: argparse.Namespace) -> Trace:
     from llm_tt.models import load_model
 
     llm = load_model(_model(options), adapter=options.adapter, device=options.device, dtype=options.dtype)
-    return llm.trace(_conversation(prompt, options.system) if options.chat else prompt)
+    return llm, _conversation(prompt, options.system) if options.chat else prompt
+
+
+def _trace(options: argparse.Namespace) -> Trace:
+    """The model of the options, run once over their prompt and what it generates after it."""
+    llm, prompt = _read_prompt(options)
+    if options.generate is None:
+        return llm.trace(prompt)
+    from llm_tt.models.generation import generate
+
+    return llm.trace(prompt, continuation=[token.token_id for token in generate(llm, prompt, options.generate)])
+
+
+_STOPS = {"end": "The model ended the sequence", "length": "As many tokens as were asked for"}
+
+
+def _generate(options: argparse.Namespace) -> int:
+    llm, prompt = _read_prompt(options)
+    from llm_tt.models.generation import generate
+
+    received = llm.prompt(prompt)
+    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    decoder, tokens = codecs.getincrementaldecoder("utf-8")("replace"), []
+    for token in generate(llm, prompt, options.tokens, **sampling):
+        tokens.append(token)
+        if not options.json:
+            print(decoder.decode(token.data), end="", flush=True)
+    made = Continuation.of(received.n_tokens, tokens)
+    if options.json:
+        columns = (made.token_ids, made.token_texts, made.probabilities, made.ranks)
+        names = ("id", "text", "probability", "rank")
+        content = {"model": llm.info.name, "prompt": received.text, "prompt_ids": received.token_ids, **sampling, "text": made.text}
+        content |= {"start": made.start, "tokens": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]}
+        _print_json({**content, "stop": made.stop})
+        return 0
+    print(decoder.decode(b"", final=True))
+    assert made.stop is not None
+    print(f"llm-tt: {_STOPS[made.stop]} ({len(made)}).", file=sys.stderr)
+    return 0
 
 
 def _routes(options: argparse.Namespace) -> int:

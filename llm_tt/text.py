@@ -10,13 +10,13 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal
 
 MessageRole = Literal["system", "user", "assistant", "tool"]
-Role = Literal["system", "user", "assistant", "tool", "special"]
+Role = Literal["system", "user", "assistant", "tool", "special", "continuation"]
 Span = tuple[int, int]
 """Characters [start, end) of a text"""
 
@@ -39,16 +39,19 @@ class Prompt:
     """What a model receives, and where each token comes from."""
 
     text: str | None
-    """the string that was tokenised, a chat after its template; None for token ids, which were never a text"""
+    """the string that was tokenised, a chat after its template, and what a continuation adds to it; None for token ids, which were never a text"""
     token_ids: tuple[int, ...]
     token_texts: tuple[str, ...]
     offsets: tuple[Span | None, ...]
     """characters of `text` that each token holds. None for a token that the tokenizer added by itself, and where it does not tell. Tokens that
     share a character each have all of it; a space that the tokenizer put in has the empty span where it stands"""
     roles: tuple[Role | None, ...]
-    """whose message each token belongs to; "special" for what the chat template or the tokenizer wrote. None for plain text"""
+    """whose message each token belongs to; "special" for what the chat template or the tokenizer wrote, "continuation" for what the model itself
+    put out after the prompt. None for plain text"""
     no_roles: str | None = None
     """a sentence: why a chat has no roles"""
+    n_generated: int = 0
+    """how many tokens at the end are the continuation"""
 
     @property
     def n_tokens(self) -> int:
@@ -59,6 +62,23 @@ class Prompt:
         """Tokens of which neither place nor role is known."""
         unknown = (None,) * len(token_ids)
         return cls(text, tuple(token_ids), tuple(token_texts), unknown, unknown)
+
+    def continued(self, token_ids: Sequence[int], token_texts: Sequence[str], data: Sequence[bytes | None]) -> Prompt:
+        """These tokens, and after them those that a model put out, used exactly as they are. `data`: the bytes that each adds to the text."""
+        text, offsets = decoded(data)
+        before = len(self.text or "")
+        return replace(
+            self,
+            text=None if self.text is None else self.text + text,
+            token_ids=(*self.token_ids, *token_ids),
+            token_texts=(*self.token_texts, *token_texts),
+            offsets=(
+                *self.offsets,
+                *(None if self.text is None or span is None else (before + span[0], before + span[1]) for span in offsets),
+            ),
+            roles=(*self.roles, *(("continuation",) * len(token_ids))),
+            n_generated=self.n_generated + len(token_ids),
+        )
 
 
 @lru_cache(maxsize=1)
@@ -143,6 +163,39 @@ def align(text: str, pieces: Sequence[bytes | None]) -> list[Span] | None:
         first = bisect_right(ends, start)
         spans.append((first, bisect_right(ends, place - 1) + 1 if place > start else first))
     return None if data[place:].strip() else spans
+
+
+def decoded(pieces: Sequence[bytes | None]) -> tuple[str, list[Span | None]]:
+    """The text that the bytes of tokens make together, and where in it each token's lie; None for a token without bytes.
+
+    Bytes that are no UTF-8, as those of an unfinished character, are U+FFFD each time; tokens that share a character each have all of it.
+    """
+    data = b"".join(piece or b"" for piece in pieces)
+    characters: list[str] = []
+    ends: list[int] = []
+    start = 0
+    while start < len(data):
+        try:
+            valid, wrong = data[start:].decode(), 0
+        except UnicodeDecodeError as error:
+            valid, wrong = data[start : start + error.start].decode(), error.end - error.start
+        for character in valid:
+            start += len(character.encode())
+            characters.append(character)
+            ends.append(start)
+        if wrong:
+            start += wrong
+            characters.append("\ufffd")
+            ends.append(start)
+    spans: list[Span | None] = []
+    place = 0
+    for piece in pieces:
+        if piece is None:
+            spans.append(None)
+            continue
+        first, place = bisect_right(ends, place), place + len(piece)
+        spans.append((first, bisect_right(ends, place - 1) + 1 if piece else first))
+    return "".join(characters), spans
 
 
 def _place(data: bytes, start: int, piece: bytes) -> Span | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from families import byte_level_tokenizer, metaspace_tokenizer
 
-from llm_tt.text import TokenTexts, align, show_bytes, unmarked, visible
+from llm_tt.text import TokenTexts, align, decoded, show_bytes, unmarked, visible
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +195,21 @@ def test_tokens_whose_bytes_are_not_the_texts_have_no_offsets(text: str, pieces:
 @pytest.mark.parametrize("text", [" Mary", "Mary", "\n", "\t\r\n x", "", "a b"])
 def test_what_is_shown_can_be_typed(text: str) -> None:
     assert unmarked(visible(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text", "spans"),
+    [
+        ([], "", []),
+        ([b"a", b" the"], "a the", [(0, 1), (1, 5)]),
+        ([b"\xe2\x82", b"\xac!"], "\u20ac!", [(0, 1), (0, 2)]),
+        ([b"a", b"\xe2\x82"], "a\ufffd", [(0, 1), (1, 2)]),
+        ([b"\xe2", b"a", b"\x82"], "\ufffda\ufffd", [(0, 1), (1, 2), (2, 3)]),
+        ([b"\xff\xfe", b""], "\ufffd\ufffd", [(0, 2), (2, 2)]),
+        ([b"a", None, b"b"], "ab", [(0, 1), None, (1, 2)]),
+        (["\U0001f600".encode()[:1], "\U0001f600".encode()[1:3], "\U0001f600".encode()[3:]], "\U0001f600", [(0, 1), (0, 1), (0, 1)]),
+    ],
+)
+def test_bytes_of_tokens_make_a_text_whose_characters_they_hold(pieces: list, text: str, spans: list) -> None:
+    assert decoded(pieces) == (text, spans)
+    assert text == b"".join(piece or b"" for piece in pieces).decode(errors="replace")

@@ -10,10 +10,13 @@ from llm_tt.lens.token_table import TokenTable
 from llm_tt.text import visible
 
 
-def show(graph: FlowGraph, predictions: TokenTable) -> None:
+def show(graph: FlowGraph, predictions: TokenTable, following: TokenTable | None = None) -> None:
+    """following: the token that comes next in the text, where there is one."""
     st.markdown(f"**After** :blue-background[`{_code(graph.token_texts[graph.target])}`] (token {graph.target}) **the model predicts**")
     assert predictions.probabilities is not None
     table = pd.DataFrame({"token": [visible(text) for text in predictions.texts], "probability": predictions.probabilities})
+    if following is not None:
+        table["follows"] = ["\u25c0" if _is_same(following, token_id) else "" for token_id in predictions.token_ids]
     st.dataframe(
         table,
         hide_index=True,
@@ -23,8 +26,29 @@ def show(graph: FlowGraph, predictions: TokenTable) -> None:
             "probability": st.column_config.ProgressColumn(
                 "probability", min_value=0, max_value=1, format="%.3f", help="After the final norm and a softmax over the whole vocabulary."
             ),
+            "follows": st.column_config.TextColumn("", width=30, help="\u25c0 marks the token that really follows in the text."),
         },
     )
+    if following is not None:
+        st.markdown(follows(following), help="The next token of the prompt or of its continuation, as the model predicted it here.")
+
+
+def follows(following: TokenTable) -> str:
+    """Which token follows in the text, and how well it was predicted."""
+    assert following.probabilities is not None
+    assert following.ranks is not None
+    return (
+        f"In the text follows :blue-background[`{_code(following.texts[0])}`]: rank **{following.ranks[0]:,}**, "
+        f"probability **{_probability(float(following.probabilities[0]))}**"
+    )
+
+
+def _probability(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
+
+
+def _is_same(following: TokenTable, token_id: int) -> bool:
+    return int(following.token_ids[0]) == int(token_id)
 
 
 def _code(text: str) -> str:

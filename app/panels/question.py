@@ -90,17 +90,36 @@ def _token(explanation: Explanation, chosen: str | None) -> Token | None:
     """What a box holds: a prediction as its options show it, or what was typed."""
     if chosen is None:
         return None
-    predictions = explanation.predictions
+    predictions, follows = explanation.predictions, explanation.following
+    if follows is not None and chosen == _following(explanation):
+        return int(follows.token_ids[0])
     for token_id, text in zip(predictions.token_ids, predictions.texts, strict=True):
         if visible(text) == chosen:
             return int(token_id)
     return typed_token(unmarked(chosen))
 
 
+def _following(explanation: Explanation) -> str | None:
+    """The option of the token that follows in the text; by its number where a prediction looks the same."""
+    follows = explanation.following
+    if follows is None:
+        return None
+    shown, token_id = visible(follows.texts[0]), int(follows.token_ids[0])
+    alike = {
+        int(other)
+        for other, text in zip(explanation.predictions.token_ids, explanation.predictions.texts, strict=True)
+        if visible(text) == shown
+    }
+    return shown if alike <= {token_id} else f"id:{token_id}"
+
+
 def _box(explanation: Explanation, key: str, label: str, placeholder: str) -> None:
     if key not in st.session_state:
         st.session_state[key] = st.session_state.get(_kept(key))
     options = list(dict.fromkeys(visible(text) for text in explanation.predictions.texts))
+    follows = _following(explanation)
+    if key == TOKEN and follows is not None and follows not in options:
+        options.append(follows)
     chosen = st.session_state[key]
     st.selectbox(
         label,
@@ -109,7 +128,8 @@ def _box(explanation: Explanation, key: str, label: str, placeholder: str) -> No
         placeholder=placeholder,
         key=key,
         accept_new_options=True,
-        help="One of the model's first choices, or any token: type its text, with the space that begins it, or its number, as in id:42.",
+        help="One of the model's first choices, the token that follows in the text, or any other: type its text, with the space that begins "
+        "it, or its number, as in id:42.",
     )
     st.session_state[_kept(key)] = st.session_state[key]
 

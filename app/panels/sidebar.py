@@ -11,6 +11,7 @@ from app import session
 from app.link import View
 from app.markup import escaped
 from app.panels import chat, saved_graph
+from app.panels import continuation as continuing
 from app.session import Service
 from llm_tt.config import parse_prompts
 from llm_tt.engine.messages import ModelFacts, ModelKey
@@ -36,12 +37,18 @@ class Choices:
     renormalize: bool
     mass: float | None = None
     """the share of the flow that the graph is to carry; None: the threshold decides"""
+    continuation: tuple[int, ...] = ()
+    """ids of what the model has put out after the prompt"""
 
     @property
     def has_prompt(self) -> bool:
-        if isinstance(self.prompt, str):
-            return bool(self.prompt.strip())
-        return any(message.content.strip() for message in self.prompt)
+        return _has_text(self.prompt)
+
+
+def _has_text(prompt: str | tuple[ChatMessage, ...]) -> bool:
+    if isinstance(prompt, str):
+        return bool(prompt.strip())
+    return any(message.content.strip() for message in prompt)
 
 
 def show(service: Service) -> Choices:
@@ -49,6 +56,7 @@ def show(service: Service) -> Choices:
         st.markdown("### llm-tt")
         model = _model(service)
         prompt = _prompt(service, model)
+        continuation = continuing.show(service, model, prompt, _has_text(prompt))
         threshold, mass = _kept()
         # Not as the widgets' own defaults, here and below: a link may have set them before.
         st.session_state.setdefault("renormalize", True)
@@ -57,7 +65,7 @@ def show(service: Service) -> Choices:
             key="renormalize",
             help="Divide the contributions that were kept at a node by their sum, so that they add up to 1. The same edges are drawn either way.",
         )
-        return Choices(model, prompt, threshold, renormalize, mass)
+        return Choices(model, prompt, threshold, renormalize, mass, continuation)
 
 
 def _kept() -> tuple[float, float | None]:

@@ -18,7 +18,14 @@ from llm_tt.text import Prompt, visible
 _TINT = "0, 114, 178"
 """Okabe-Ito blue: text is readable over it up to `_MOST` opacity, black on white and white on black"""
 _MOST = 0.55
-_ROLE_COLOURS = {"system": "#9467bd", "user": "#1c83e1", "assistant": "#21a366", "tool": "#e08700", "special": "#8a8d93"}
+_ROLE_COLOURS = {
+    "system": "#9467bd",
+    "user": "#1c83e1",
+    "assistant": "#21a366",
+    "tool": "#e08700",
+    "special": "#8a8d93",
+    "continuation": "#d1495b",
+}
 """As the chat panel has them"""
 _N_NAMED = 3
 _MOST_TOKENS = 2000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import streamlit as st
 
 from app import address, session
@@ -52,9 +54,10 @@ def show(service: Service) -> None:
             what = "The prompt is empty. Type some text in the sidebar, or choose an example."
         st.info(what, icon=":material/arrow_back:")
         return
-    trace = TraceKey(choices.model, choices.prompt)
-    if st.session_state.get("trace") != trace:
-        st.session_state.trace = trace
+    trace = TraceKey(choices.model, choices.prompt, choices.continuation)
+    last: TraceKey | None = st.session_state.get("trace")
+    st.session_state.trace = trace
+    if last is None or replace(last, continuation=trace.continuation) != trace:
         graph.forget_position()
         address.take_position(trace)
     question = ExplainPrediction(trace, st.session_state.get("target", -1), choices.threshold, choices.renormalize, mass=choices.mass)
@@ -91,7 +94,7 @@ def show(service: Service) -> None:
             with heads:
                 heads_map.show(service, explanation)
     with right:
-        predictions.show(explanation.graph, explanation.predictions)
+        predictions.show(explanation.graph, explanation.predictions, explanation.following)
         asking.show(service, explanation)
         _inspector(service, explanation)
     if session.dialog() == "honesty":

@@ -24,6 +24,8 @@ from llm_tt.engine.messages import (
 from llm_tt.errors import RequestError
 from llm_tt.flow.graph import Node, entering
 from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion
+from llm_tt.models.continuation import Continuation
+from llm_tt.text import decoded
 
 if TYPE_CHECKING:
     from llm_tt.models.transparent_llm import Trace
@@ -175,3 +177,27 @@ def inspect_neuron(question: InspectNeuron, trace: Trace) -> NeuronReport:
         for part in (share.activation * direction, direction)
     )
     return NeuronReport(share, position, *added, *bare)
+
+
+def read_continuation(trace: Trace) -> Continuation:
+    """The generated tokens of a trace, as they were told when they came."""
+    from llm_tt.lens.vocabulary import following_token
+
+    start = trace.n_tokens - trace.prompt.n_generated
+    token_ids = trace.token_ids[start:]
+    told: list[tuple[float, int]] = []
+    for position in range(start - 1, trace.n_tokens - 1):
+        table = following_token(trace, position)
+        assert table is not None
+        assert table.probabilities is not None
+        assert table.ranks is not None
+        told.append((float(table.probabilities[0]), int(table.ranks[0])))
+    return Continuation(
+        start,
+        tuple(token_ids),
+        tuple(trace.token_texts[start:]),
+        decoded(trace.model.token_data(token_ids))[0],
+        tuple(probability for probability, _ in told),
+        tuple(rank for _, rank in told),
+        None,
+    )

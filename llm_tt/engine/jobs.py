@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llm_tt.errors import LlmTtError
-from llm_tt.progress import Cancelled, Progress
+from llm_tt.progress import Cancelled
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 FINISHED: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
@@ -33,6 +33,8 @@ class JobStatus:
     position: int = 0
     seconds: float = 0.0
     message: str = ""
+    so_far: Any = None
+    """the part of the answer that has come, for work that tells it"""
 
     @property
     def finished(self) -> bool:
@@ -49,6 +51,21 @@ class _Job:
         self.error: BaseException | None = None
 
 
+class JobReport:
+    """How the work of a job tells where it is: a progress callback, and a place for the part of its answer that has come."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        if self._job.cancelled.is_set():
+            raise Cancelled
+        self._job.status = JobStatus("running", stage, fraction, so_far=self._job.status.so_far)
+
+    def so_far(self, part: Any) -> None:
+        self._job.status = replace(self._job.status, so_far=part)
+
+
 class JobQueue:
     """Runs functions in worker threads, in the order in which they came."""
 
@@ -57,8 +74,8 @@ class JobQueue:
         self._lock = threading.Lock()
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
 
-    def submit(self, work: Callable[[Progress], Any]) -> str:
-        """Queue a function of a progress callback; the id of its job."""
+    def submit(self, work: Callable[[JobReport], Any]) -> str:
+        """Queue a function of a `JobReport`, which is a progress callback; the id of its job."""
         job_id, job = uuid.uuid4().hex, _Job()
         with self._lock:
             self._jobs[job_id] = job
@@ -119,19 +136,16 @@ class JobQueue:
                 raise LlmTtError("This computation is no longer known: the server was restarted. Run it again.")
             return self._jobs[job_id]
 
-    def _run(self, job: _Job, work: Callable[[Progress], Any]) -> None:
-        def progress(stage: str, fraction: float) -> None:
-            if job.cancelled.is_set():
-                raise Cancelled
-            job.status = JobStatus("running", stage, fraction)
+    def _run(self, job: _Job, work: Callable[[JobReport], Any]) -> None:
+        report = JobReport(job)
 
         def end(state: JobState, message: str = "") -> None:
             last = job.status
-            job.status = JobStatus(state, last.stage, last.fraction, seconds=time.monotonic() - job.started, message=message)
+            job.status = replace(last, state=state, seconds=time.monotonic() - job.started, message=message)
 
         try:
-            progress("Starting", 0.0)
-            job.answer = work(progress)
+            report("Starting", 0.0)
+            job.answer = work(report)
             end("done")
         except Cancelled as error:
             job.error = error

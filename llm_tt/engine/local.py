@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from llm_tt.config import AppConfig, ModelSpec
 from llm_tt.engine import inspection, keeper
 from llm_tt.engine.cache import Cache
+from llm_tt.engine.generated import Generated
 from llm_tt.engine.jobs import JobQueue, JobStatus
 from llm_tt.engine.keeper import Loaded, ModelKeeper
 from llm_tt.engine.messages import (
@@ -20,6 +21,7 @@ from llm_tt.engine.messages import (
     AddModel,
     Answer,
     CheckTrace,
+    Continue,
     EdgeReport,
     ExplainLogit,
     ExplainPrediction,
@@ -45,6 +47,7 @@ from llm_tt.engine.messages import (
     NeuronsReport,
     NodeReport,
     Question,
+    ReadContinuation,
     ReadHeads,
     TraceCheck,
     TraceKey,
@@ -54,9 +57,9 @@ from llm_tt.errors import PromptError
 from llm_tt.lens.direct_effects import DirectEffects
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.models import places
+from llm_tt.models.continuation import Continuation, GeneratedToken
 from llm_tt.models.places import Place
-from llm_tt.progress import Progress, silent
-from llm_tt.text import ChatMessage
+from llm_tt.progress import Cancelled, Progress, silent
 
 if TYPE_CHECKING:
     from llm_tt.analysis.tuning_report import TuningReport
@@ -109,11 +112,12 @@ class LocalEngine:
         self._config = config
         self._max_models = max_models
         self._models = ModelKeeper(config, max_models, added, self._forget_orphans)
-        self._traces: Cache[tuple[ModelSpec, Any], _Traced] = Cache(trace_budget, _trace_bytes)
+        self._traces: Cache[tuple[ModelSpec, Any, tuple[int, ...]], _Traced] = Cache(trace_budget, _trace_bytes)
         self._readings: Cache[tuple[ModelSpec, LensGridOf | TrajectoriesOf], _Read] = Cache(_LENS_BUDGET, lambda read: read.answer.nbytes)
         self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
-        self._roles: Cache[tuple[ModelSpec, Any], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
-        self._checks: Cache[tuple[ModelSpec, Any, int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
+        self._roles: Cache[tuple[ModelSpec, Any, tuple[int, ...]], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
+        self._checks: Cache[tuple[ModelSpec, Any, tuple[int, ...], int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
+        self._generated: Generated[tuple[ModelSpec, Any]] = Generated()
         self._jobs = JobQueue(n_workers)
 
     # --- questions
@@ -122,6 +126,10 @@ class LocalEngine:
     def answer(self, question: LoadModel, progress: Progress = silent) -> ModelFacts: ...
     @overload
     def answer(self, question: ExplainPrediction, progress: Progress = silent) -> Explanation: ...
+    @overload
+    def answer(self, question: Continue, progress: Progress = silent, so_far: Callable[[Continuation], None] = ...) -> Continuation: ...
+    @overload
+    def answer(self, question: ReadContinuation, progress: Progress = silent) -> Continuation: ...
     @overload
     def answer(self, question: InspectNode, progress: Progress = silent) -> NodeReport: ...
     @overload
@@ -153,8 +161,8 @@ class LocalEngine:
     @overload
     def answer(self, question: ListLoaded, progress: Progress = silent) -> MemoryReport: ...
 
-    def answer(self, question: Question, progress: Progress = silent) -> Answer:
-        """Answer now, in this thread. `progress` may raise to cancel.
+    def answer(self, question: Question, progress: Progress = silent, so_far: Callable[[Continuation], None] = lambda part: None) -> Answer:
+        """Answer now, in this thread. `progress` may raise to cancel. `so_far` is told each part of an answer that comes in parts.
 
         Raises:
             LlmTtError: the sentence to show.
@@ -177,6 +185,10 @@ class LocalEngine:
             match question:
                 case ExplainPrediction():
                     return self._explain(question, progress)
+                case Continue():
+                    return self._continue(question, progress, so_far)
+                case ReadContinuation():
+                    return inspection.read_continuation(self._traced(question.trace, progress).trace)
                 case InspectNode():
                     return inspection.inspect_node(question, self._traced(question.trace, progress).trace)
                 case InspectEdge():
@@ -201,8 +213,8 @@ class LocalEngine:
     def submit(self, question: Question) -> str:
         """Answer in the background; the id of the job."""
         # The overloads of `answer` take one kind of question each.
-        ask: Callable[[Any, Progress], Answer] = self.answer
-        return self._jobs.submit(lambda progress: ask(question, progress))
+        ask: Any = self.answer
+        return self._jobs.submit(lambda report: ask(question, report, report.so_far))
 
     def status(self, job_id: str) -> JobStatus:
         return self._jobs.status(job_id)
@@ -280,28 +292,71 @@ class LocalEngine:
 
         return self._tunings.get(spec, measure, progress)
 
-    def _require_allowed(self, prompt: str | tuple[ChatMessage, ...]) -> None:
+    def _require_allowed(self, key: TraceKey) -> None:
         """What the configuration says about prompts holds for every way in, not only for the page's text box.
 
-        Of a conversation the contents count, all of them together; a prepared prompt may be one of them.
+        Of a conversation the contents count, all of them together; a prepared prompt may be one of them. Where prompts are restricted, a
+        continuation must have been generated here: token ids could be any text.
         """
+        prompt = key.prompt
         contents = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
         limit, demo_mode, length = self._config.max_user_string_length, self._config.demo_mode, sum(map(len, contents))
         if (demo_mode or (limit is not None and length > limit)) and not set(contents) <= set(self._config.prompts()):
             if demo_mode:
                 raise PromptError("This server shows prepared prompts only. Choose one of its examples.")
             raise PromptError(f"The prompt has {length} characters, but this server allows {limit}. Shorten it.")
+        is_restricted = demo_mode or limit is not None
+        if is_restricted and key.continuation and not self._generated.knows(self._continued(key), key.continuation):
+            raise PromptError(
+                f"This server knows no continuation of this prompt that begins with these {len(key.continuation)} tokens. Generate it here."
+            )
+
+    def _continued(self, key: TraceKey) -> tuple[ModelSpec, Any]:
+        return self._models.spec(key.model), key.prompt
+
+    def _continue(self, question: Continue, progress: Progress, so_far: Callable[[Continuation], None]) -> Continuation:
+        key, n_tokens = question.trace, question.n_tokens
+        self._require_allowed(key)
+        loaded = self._models.load(key.model, _part(progress, 0.0, _LOADING))
+
+        from llm_tt.models.generation import generate
+
+        start = loaded.model.prompt(key.prompt, key.continuation).n_tokens
+        following = _part(progress, _LOADING, 1.0)
+        following(f"Reading {start} tokens", 0.0)
+        tokens: list[GeneratedToken] = []
+        cancelled = False
+        try:
+            for token in generate(
+                loaded.model,
+                key.prompt,
+                n_tokens,
+                temperature=question.temperature,
+                top_k=question.top_k,
+                top_p=question.top_p,
+                seed=question.seed,
+                continuation=key.continuation,
+            ):
+                tokens.append(token)
+                so_far(Continuation.of(start, tokens))
+                following(f"Token {len(tokens)} of {n_tokens}", len(tokens) / n_tokens)
+        except Cancelled:
+            # What has come is an answer.
+            cancelled = True
+        answer = Continuation.of(start, tokens, cancelled)
+        self._generated.remember(self._continued(key), key.continuation + answer.token_ids)
+        return answer
 
     def _traced(self, key: TraceKey, progress: Progress) -> _Traced:
-        self._require_allowed(key.prompt)
+        self._require_allowed(key)
         loaded = self._models.load(key.model, _part(progress, 0.0, _LOADING))
 
         def trace(progress: Progress) -> _Traced:
             started = time.monotonic()
-            result = loaded.model.trace(key.prompt, progress)
+            result = loaded.model.trace(key.prompt, progress, key.continuation)
             return _Traced(result, loaded, time.monotonic() - started)
 
-        traced = self._traces.get((self._models.spec(key.model), key.prompt), trace, _part(progress, _LOADING, _TRACING))
+        traced = self._traces.get((self._models.spec(key.model), key.prompt, key.continuation), trace, _part(progress, _LOADING, _TRACING))
         # The model may have been dropped meanwhile; those who did so did not see this trace.
         if not self._models.holds(traced.loaded):
             self._forget_orphans()
@@ -314,7 +369,7 @@ class LocalEngine:
 
         from llm_tt.flow.propagation import propagate
         from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
-        from llm_tt.lens.vocabulary import predictions
+        from llm_tt.lens.vocabulary import following_token, predictions
 
         started = time.monotonic()
         following = _part(progress, _TRACING, 1.0)
@@ -336,22 +391,23 @@ class LocalEngine:
             sources=flow.sources,
             dropped=max(0.0, 1 - graph.carried),
             head_flow=flow.by_head(traced.trace.model.info.n_heads),
+            following=following_token(traced.trace, graph.target),
         )
 
     def _read_heads(self, question: ReadHeads, progress: Progress) -> HeadRoles:
         from llm_tt.flow.head_roles import head_roles
 
         key = question.trace
-        self._require_allowed(key.prompt)
+        self._require_allowed(key)
         return self._roles.get(
-            (self._models.spec(key.model), key.prompt),
+            (self._models.spec(key.model), key.prompt, key.continuation),
             lambda progress: head_roles(self._traced(key, _part(progress, 0.0, _TRACING)).trace, _part(progress, _TRACING, 1.0)),
             progress,
         )
 
     def _check_trace(self, question: CheckTrace, progress: Progress) -> TraceCheck:
         key = question.trace
-        self._require_allowed(key.prompt)
+        self._require_allowed(key)
 
         def check(progress: Progress) -> TraceCheck:
             from llm_tt.models.identities import reconstruction_errors, sampled
@@ -361,10 +417,10 @@ class LocalEngine:
             layers = reconstruction_errors(traced.trace, question.n_positions, _part(progress, _TRACING, 1.0))
             return TraceCheck(layers, len(sampled(n_tokens, question.n_positions)), n_tokens, traced.loaded.facts.tolerance)
 
-        return self._checks.get((self._models.spec(key.model), key.prompt, question.n_positions), check, progress)
+        return self._checks.get((self._models.spec(key.model), key.prompt, key.continuation, question.n_positions), check, progress)
 
     def _read(self, question: LensGridOf | TrajectoriesOf, progress: Progress) -> LensGrid | Trajectories:
-        self._require_allowed(question.trace.prompt)
+        self._require_allowed(question.trace)
 
         def read(progress: Progress) -> _Read:
             from llm_tt.lens.grid import lens_grid, token_trajectories

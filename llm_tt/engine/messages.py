@@ -19,6 +19,7 @@ from llm_tt.flow.shares import HeadShare, NeuronShare
 from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Token
 from llm_tt.lens.layer_tables import LensGrid, Points, Trajectories
 from llm_tt.lens.token_table import TokenTable
+from llm_tt.models.continuation import Continuation
 from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place
 from llm_tt.text import ChatMessage, Prompt
@@ -40,6 +41,8 @@ class TraceKey:
     model: ModelKey
     prompt: str | tuple[ChatMessage, ...]
     """plain text, or a conversation for the model's chat template"""
+    continuation: tuple[int, ...] = ()
+    """ids of tokens that the model put out after the prompt, used exactly as they are"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,25 @@ class ExplainPrediction:
     n_predictions: int = 10
     mass: float | None = None
     """keep the smallest graph that carries this share of the flow; `threshold` then does nothing"""
+
+
+@dataclass(frozen=True)
+class Continue:
+    """What the model puts out after a prompt, and after a continuation it has already. Numbers as in `llm_tt.models.continuation.Sampling`."""
+
+    trace: TraceKey
+    n_tokens: int = 20
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ReadContinuation:
+    """What `Continue` tells, of a continuation that is known: the one of the trace."""
+
+    trace: TraceKey
 
 
 @dataclass(frozen=True)
@@ -215,6 +237,8 @@ class ListLoaded:
 Question = (
     LoadModel
     | ExplainPrediction
+    | Continue
+    | ReadContinuation
     | InspectNode
     | InspectEdge
     | ReadHeads
@@ -263,6 +287,8 @@ class Explanation:
     """the share of the flow that edges carry which are not in the graph, nothing renormalised"""
     head_flow: npt.NDArray[np.float64]
     """[L, H]: the flow of the graph through each head"""
+    following: TokenTable | None
+    """the one token that really follows the target, as the model predicted it there; None for the last"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -419,6 +445,7 @@ class MemoryReport:
 Answer = (
     ModelFacts
     | Explanation
+    | Continuation
     | NodeReport
     | EdgeReport
     | HeadRoles

@@ -48,13 +48,31 @@ def top_tokens(model: TransparentLlm, vector: Tensor, k: int, before: Tensor | N
     if before is not None:
         old = logits(model, before[None], normalize)[0]
         changes = _ranks(old, top.indices) - _ranks(scores, top.indices)
+    return _ranked(model, scores, top.indices, changes)
+
+
+def following_token(trace: Trace, position: int) -> TokenTable | None:
+    """The token that follows `position` in the text, as the model predicted it there; None after the last.
+
+    Raises:
+        RequestError: no such position.
+    """
+    position = trace.position(position)
+    if position + 1 == trace.n_tokens:
+        return None
+    scores = logits(trace.model, trace.blocks[-1].resid_post[position][None])[0]
+    return _ranked(trace.model, scores, torch.tensor([trace.token_ids[position + 1]], device=scores.device))
+
+
+def _ranked(model: TransparentLlm, scores: Tensor, token_ids: Tensor, rank_changes: Tensor | None = None) -> TokenTable:
+    """Some tokens among the logits [V] of all."""
     return TokenTable(
-        token_ids=top.indices.cpu().numpy(),
-        texts=tuple(model.texts(top.indices.tolist())),
-        scores=top.values.cpu().numpy(),
-        probabilities=scores.softmax(-1)[top.indices].cpu().numpy(),
-        ranks=_ranks(scores, top.indices).cpu().numpy(),
-        rank_changes=None if changes is None else changes.cpu().numpy(),
+        token_ids=token_ids.cpu().numpy(),
+        texts=tuple(model.texts(token_ids.tolist())),
+        scores=scores[token_ids].cpu().numpy(),
+        probabilities=scores.softmax(-1)[token_ids].cpu().numpy(),
+        ranks=_ranks(scores, token_ids).cpu().numpy(),
+        rank_changes=None if rank_changes is None else rank_changes.cpu().numpy(),
     )
 
 

@@ -119,3 +119,23 @@ def logit_scale(hf_config: Any) -> float:
 def logit_cap(hf_config: Any) -> float | None:
     """c of the soft cap c * tanh(logits / c) that ends the model (Gemma 2)."""
     return getattr(hf_config, "final_logit_softcapping", None)
+
+
+@dataclass(frozen=True)
+class CachedPositions:
+    """Until when keys that were rotated once stay right as a text grows longer."""
+
+    keeps: bool
+    """False: each further token may rotate all of them anew"""
+    until: int | None = None
+    """beyond this many tokens all are rotated otherwise, once"""
+
+
+def cached_positions(config: Any) -> CachedPositions:
+    """By the kinds of rotary embeddings: most rotate a position always alike."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = list(parameters.values()) if all(isinstance(value, dict) for value in parameters.values()) else [parameters]
+    if any(kind.get("rope_type") == "dynamic" for kind in kinds):
+        return CachedPositions(False)
+    until = {int(kind["original_max_position_embeddings"]) for kind in kinds if kind.get("rope_type") == "longrope"}
+    return CachedPositions(len(until) < 2, min(until, default=None))

@@ -7,7 +7,8 @@ A bridge run by two threads at once mixes their activations without an error, so
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from llm_tt.models.blocks import (
     ARCHITECTURE_NAMES,
     BlockRecipe,
     attention_windows,
+    cached_positions,
     experts_per_token,
     logit_cap,
     logit_scale,
@@ -34,6 +36,7 @@ from llm_tt.models.memory import require_memory
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
 from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.quantized import dense_weight
+from llm_tt.models.reading import CachedReading, Reading, WholeReading
 from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, norm_weight
 from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, TransparentLlm
 from llm_tt.progress import Progress, silent
@@ -72,6 +75,8 @@ class BridgeLlm(TransparentLlm):
         hf_model.eval().requires_grad_(False)
         n_params = sum(parameter.numel() for parameter in hf_model.parameters())
         self._config = hf_model.config
+        self._end_ids = _end_ids(hf_model, tokenizer)
+        self._keeps_cache: bool | None = None
         self._recipe: BlockRecipe = recipe(self._config.model_type)
         self._prompts = PromptMaker(name, tokenizer, chat_template)
         self._lock = threading.RLock()
@@ -249,6 +254,13 @@ class BridgeLlm(TransparentLlm):
     def texts(self, token_ids: Sequence[int]) -> list[str]:
         return self._prompts.texts(token_ids)
 
+    def token_data(self, token_ids: Sequence[int]) -> list[bytes | None]:
+        return self._prompts.data(token_ids)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        return self._end_ids
+
     def prompt_of_text(self, text: str) -> Prompt:
         return self._prompts.of_text(text)
 
@@ -309,6 +321,36 @@ class BridgeLlm(TransparentLlm):
             logits = _last_logits(self._bridge, token_ids, self.info.device)
             self._forget_patterns()
             return logits
+
+    def reading(self) -> Reading:
+        with self._lock:
+            if self._keeps_cache is None:
+                self._keeps_cache = self._cache_is_exact()
+        return self._cached() if self._keeps_cache else WholeReading(self)
+
+    def _cached(self) -> CachedReading:
+        @contextmanager
+        def turn() -> Iterator[None]:
+            with self._lock:
+                try:
+                    yield
+                finally:
+                    self._forget_patterns()
+
+        return CachedReading(self._bridge.original_model, self.info.device, turn, cached_positions(self._config).until)
+
+    def _cache_is_exact(self) -> bool:
+        """Whether the model can keep keys and values, and predicts with them what it predicts without."""
+        if not cached_positions(self._config).keeps:
+            return False
+        probe, reading = self._proof[0], self._cached()
+        n_whole = max(len(probe) - 2, 1)
+        try:
+            read = [reading.read(piece) for piece in (probe[:n_whole], *((token_id,) for token_id in probe[n_whole:]))]
+        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+            # A family without a cache, or one that TransformerLens hands on wrongly.
+            return False
+        return identities.relative_error(read[-1], self.last_logits(probe)) <= identities.TOLERANCE[self.info.torch_dtype]
 
     def _forget_patterns(self) -> None:
         # Families with one joint q-k-v projection keep the last pattern in the module.
@@ -436,6 +478,13 @@ def _not_shown(shapes: Sequence[FfnShape]) -> tuple[str, ...]:
         return ()
     where = "any layer" if len(opaque) == len(shapes) else f"layer {', '.join(map(str, opaque))}"
     return (f"The neurons of the FFN in {where}: the block is shown as one.",)
+
+
+def _end_ids(hf_model: Any, tokenizer: Any) -> frozenset[int]:
+    """What ends a sequence by the model's generation settings, and by its tokenizer: a tuning for chats may have changed one of them only."""
+    named = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    ids = [*(named if isinstance(named, list | tuple) else [named]), tokenizer.eos_token_id]
+    return frozenset(int(token_id) for token_id in ids if token_id is not None)
 
 
 def _last_logits(model: Any, token_ids: Sequence[int], device: Any = None) -> Tensor:

@@ -182,7 +182,10 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent, before_weights
     if adapter is not None:
         progress(f"Merging the adapter {adapter.name}", 0.7)
         model = adapters.merge(model, adapter, spec.name)
-    return Checkpoint(model, tokenizer, bridge_tokenizer, adapter.name if adapter else None, chat_template, getattr(model, _NOTES))
+    # Of the copy, not of what it shares: the same weights may lie in two folders with other settings.
+    end_ids, notes = _end_ids(where, config, at)
+    model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids)
+    return Checkpoint(model, tokenizer, bridge_tokenizer, adapter.name if adapter else None, chat_template, getattr(model, _NOTES) + notes)
 
 
 def locate(spec: ModelSpec) -> Source:
@@ -280,7 +283,7 @@ def _load(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, devi
     _require_fit(spec, source.folder, dtype, device)
     options: dict[str, Any] = {**at, "dtype": dtype, "attn_implementation": "eager", "output_loading_info": True, **placement(device)}
     options |= {"config": config, "key_mapping": _LANGUAGE_MODEL_KEYS}
-    # A broken generation_config.json is no obstacle: nothing is generated here.
+    # A broken generation_config.json is no obstacle; what is needed of it is read apart.
     options["generation_config"] = transformers.GenerationConfig()
     if not spec.allow_pickle:
         options["use_safetensors"] = True
@@ -317,6 +320,25 @@ def _load(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, devi
         model.config.architectures = [type(model).__name__]
     setattr(model, _NOTES, _notes(source.folder, dtype, ignored))
     return model
+
+
+def _end_ids(where: str, config: Any, at: Mapping[str, Any]) -> tuple[list[int], tuple[str, ...]]:
+    """What ends a sequence, as `generate` of transformers has it; and a note where that could not be read."""
+    import transformers
+
+    notes: tuple[str, ...] = ()
+    read: Any = config
+    try:
+        read = transformers.GenerationConfig.from_pretrained(where, **at)
+    except Exception as error:
+        # Few models have none; in a broken one anything may be wrong.
+        if (Path(where) / "generation_config.json").exists():
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            notes = (
+                f"Its generation_config.json cannot be used ({reason.rstrip('.')}): continuations end as config.json and tokenizer say.",
+            )
+    named = getattr(read, "eos_token_id", None)
+    return [token_id for token_id in (named if isinstance(named, list) else [named]) if isinstance(token_id, int)], notes
 
 
 def _require_whole(where: str, report: Mapping[str, Any]) -> None:

@@ -54,6 +54,10 @@ class PromptMaker:
     def texts(self, token_ids: Sequence[int]) -> list[str]:
         return self._texts(token_ids)
 
+    def data(self, token_ids: Sequence[int]) -> list[bytes | None]:
+        """The bytes that each token stands for; None for an id that the tokenizer lacks."""
+        return self._texts.data(token_ids)
+
     def encode(self, text: str) -> list[int]:
         """Ids with the special tokens that the tokenizer puts in front, unless the text spells them out itself.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from llm_tt import chat
 from llm_tt.errors import PromptError, RequestError
 from llm_tt.models.info import ModelInfo
+from llm_tt.models.reading import Reading, WholeReading
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 
@@ -216,6 +217,16 @@ class TransparentLlm(ABC):
     def texts(self, token_ids: Sequence[int]) -> list[str]:
         """Display text of each token (`llm_tt.text`)."""
 
+    def token_data(self, token_ids: Sequence[int]) -> list[bytes | None]:
+        """The bytes that each token adds to a text, in UTF-8; None for an id that the tokenizer lacks. To be overridden by a model whose tokens
+        may hold a part of a character, which no display text can tell."""
+        return [text.encode() for text in self.texts(token_ids)]
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens after which a continuation is over. To be overridden by a model that has them."""
+        return frozenset()
+
     def prompt_of_text(self, text: str) -> Prompt:
         """The text's tokens, with their places where the model's tokenizer tells them. To be overridden by a model that knows them."""
         token_ids = self.encode(text)
@@ -238,6 +249,10 @@ class TransparentLlm(ABC):
     @abstractmethod
     def last_logits(self, token_ids: Sequence[int]) -> Tensor:
         """[V] float32 on the CPU: logits for the token after the last one, by the model's own forward pass, nothing taken apart."""
+
+    def reading(self) -> Reading:
+        """Reads a text token by token, to continue it. To be overridden by a model that can keep what it computed for earlier tokens."""
+        return WholeReading(self)
 
     # --- weights, and functions of single vectors
 
@@ -282,14 +297,16 @@ class TransparentLlm(ABC):
         """Bytes of the weights in memory; from the number of parameters, where a backend does not know better."""
         return self.info.n_params * self.info.torch_dtype.itemsize
 
-    def trace(self, prompt: PromptLike, progress: Progress = silent) -> Trace:
+    def trace(self, prompt: PromptLike, progress: Progress = silent, continuation: Sequence[int] = ()) -> Trace:
         """Run one forward pass over a text, over token ids used exactly as given, or over a conversation.
+
+        continuation: ids of tokens that the model put out after the prompt (`llm_tt.generate`), used exactly as given.
 
         Raises:
             PromptError: the prompt is empty, longer than the model's context, has ids outside the vocabulary, or is a conversation for which
                 there is no template or that the template refuses.
         """
-        received = self.prompt(prompt)
+        received = self.prompt(prompt, continuation)
         embedding, blocks = self.run(list(received.token_ids), progress)
         return Trace(self, received, embedding, blocks)
 
@@ -297,8 +314,17 @@ class TransparentLlm(ABC):
         """The ids that the model will receive for this prompt. Raises as `trace` does."""
         return list(self.prompt(prompt).token_ids)
 
-    def prompt(self, prompt: PromptLike) -> Prompt:
-        """What the model will receive for this prompt. Raises as `trace` does."""
+    def prompt(self, prompt: PromptLike, continuation: Sequence[int] = ()) -> Prompt:
+        """What the model will receive for this prompt and its continuation. Raises as `trace` does."""
+        received = self._received(prompt)
+        if not continuation:
+            return received
+        added = [int(token_id) for token_id in continuation]
+        # Before texts are made of them: ids outside the vocabulary have none.
+        self._require_readable([*received.token_ids, *added])
+        return received.continued(added, self.texts(added), self.token_data(added))
+
+    def _received(self, prompt: PromptLike) -> Prompt:
         if isinstance(prompt, Mapping | ChatMessage):
             raise PromptError("A conversation is a list of messages. Put the message into a list.")
         if isinstance(prompt, str):

@@ -140,7 +140,6 @@ def test_a_link_is_read_once(visit: Open) -> None:
         ({"select": "nonsense"}, 'selects "nonsense"', "select"),
         ({"threshold": "0.5"}, "The threshold 0.5 is outside 0.01 to 0.1; 0.1 is used.", "threshold"),
         ({"threshold": "x"}, 'threshold "x" is not a number', "threshold"),
-        ({"continue": "3.5"}, "was continued by the model; the prompt alone is shown", "continue"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -348,3 +347,36 @@ def test_the_table_has_every_edge_and_follows_the_selection(visit: Open, trace: 
     assert table.iloc[row][["from", "to", "kind"]].tolist() == [*edge, "attention"]
     at.session_state["selection"] = {"type": "node", "node": "A3_14"}
     assert answered(at).session_state["graph_table"]["selection"]["rows"] == []
+
+
+def test_a_link_continues_its_prompt_with_the_very_tokens(visit: Open) -> None:
+    model = llm_tt.load_model("demo")
+    came = [token.token_id for token in llm_tt.generate(model, PROMPT, 4, temperature=2.0, seed=5)]
+    explained = model.trace(PROMPT, continuation=came)
+    target = explained.n_tokens - 3
+    shown = View(model="demo", prompt=PROMPT, continuation=tuple(came), target=target)
+    at = visit(encode(shown))
+    assert not errors(at)
+    assert not notes(at)
+    header, _ = frame(at)
+    assert header["target"] == target
+    assert header["tokens"] == list(explained.token_texts)
+    assert header["roles"][-len(came) :] == ["continuation"] * len(came)
+    assert any(caption.value == "4 tokens, as the link has them." for caption in at.caption)
+    assert link_of(at)["continue"] == ".".join(map(str, came))
+
+
+def test_tokens_that_the_model_lacks_are_left_out_with_a_sentence(visit: Open) -> None:
+    at = visit(encode(View(model="demo", prompt=PROMPT, continuation=(5, 99_999))))
+    assert any("99999" in error for error in errors(at))
+    header, _ = frame(at)
+    assert "continuation" not in header["roles"]
+
+
+def test_a_server_that_restricts_prompts_shows_the_prompt_alone(visit: Open, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPT)
+    config = {**DEMO, "demo_mode": True, "preloaded_dataset_filename": "prompts.txt"}
+    at = visit(encode(View(model="demo", prompt=PROMPT, continuation=(5, 6))), config)
+    assert any("knows no continuation of this prompt" in error for error in errors(at))
+    header, _ = frame(at)
+    assert "continuation" not in header["roles"]

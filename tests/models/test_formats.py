@@ -140,7 +140,12 @@ def test_a_config_without_architectures(family: str, checkpoint: Callable, plain
 @pytest.mark.parametrize("content", ["{", "[]", '{"temperature": -3, "do_sample": "perhaps"}', ""])
 def test_a_broken_generation_config_is_no_obstacle(content: str, folder: Path, plain: Callable) -> None:
     (folder / "generation_config.json").write_text(content)
-    require_same(folder, logits(plain("llama")))
+    llm = require_same(folder, logits(plain("llama")))
+    # The third is wrong only in what is not read.
+    assert [note.split("(")[0] + "(" for note in llm.info.notes] == ["Its generation_config.json cannot be used ("] * (
+        not content.startswith('{"')
+    )
+    assert llm.end_ids == {2}
 
 
 def test_mixed_dtypes_become_one_and_that_is_said(folder: Path) -> None:

@@ -64,6 +64,26 @@ def test_the_example_of_the_docs_loads_by_its_configuration(module: Callable, tm
     assert llm_tt.extract_routes(trace, threshold=0.001).n_edges > 10
 
 
+def test_the_example_of_the_docs_continues_a_text_and_ends_where_it_says(module: Callable) -> None:
+    module(fence("python") + "\n\nclass Mine(CharacterLlm):\n    end_ids = frozenset({27})\n")
+    import my_models  # type: ignore[import-not-found]
+
+    torch.manual_seed(5)
+    llm = my_models.CharacterLlm(spec())
+    ids, expected = llm.encode("an own model."), []
+    for _ in range(12):
+        expected.append(int(llm.last_logits(ids + expected).argmax()))
+    tokens = list(llm_tt.generate(llm, "an own model.", 12))
+    assert [token.token_id for token in tokens] == expected
+    prompt = llm.prompt("an own model.", expected)
+    assert prompt.text == "an own model." + "".join(my_models.CHARACTERS[token_id] for token_id in expected)
+    assert prompt.offsets[-12:] == tuple((13 + place, 14 + place) for place in range(12))
+    assert llm.trace("an own model.", continuation=expected).n_tokens == 25
+    drawn = list(llm_tt.generate(my_models.Mine(spec()), "an own model.", 100, temperature=5.0, seed=2))
+    assert [token.stop for token in drawn] == [None] * (len(drawn) - 1) + ["end"]
+    assert drawn[-1].text == "."
+
+
 def test_an_own_backend_whose_parts_do_not_add_up_is_refused(module: Callable) -> None:
     wrong = (
         "\n\nclass Mine(CharacterLlm):\n    def attention_output(self, layer):\n        return super().attention_output(layer)[0], None\n"

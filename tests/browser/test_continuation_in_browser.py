@@ -1,0 +1,73 @@
+"""A continuation in a real browser: generated, one of its tokens chosen, and what graph and predictions then show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from explore_page import ExplorePage
+from playwright.sync_api import Browser, expect
+from running_app import SCREENSHOTS, App
+
+import llm_tt
+from llm_tt.text import visible
+
+PROMPT = "When Mary and John went to the"
+
+
+@pytest.fixture(params=["light", "dark"])
+def page(request: pytest.FixtureRequest, browser: Browser, app: App) -> Iterator[ExplorePage]:
+    tab = browser.new_page(viewport={"width": 1440, "height": 1000}, color_scheme=request.param)
+    page = ExplorePage(tab).open(app.url)
+    page.scheme = request.param  # type: ignore[attr-defined]
+    page.type_prompt(PROMPT)
+    yield page
+    tab.close()
+
+
+def shoot(page: ExplorePage, name: str) -> None:
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.page.wait_for_timeout(500)
+    page.page.screenshot(path=SCREENSHOTS / f"continuation-{name}-{page.scheme}.png")  # type: ignore[attr-defined]
+
+
+def test_a_generated_token_becomes_the_target(page: ExplorePage) -> None:
+    llm = llm_tt.load_model("demo")
+    tokens = list(llm_tt.generate(llm, PROMPT, 8))
+    start = llm.prompt(PROMPT).n_tokens
+    trace = llm.trace(PROMPT, continuation=[token.token_id for token in tokens])
+
+    page.page.get_by_text("Continuation", exact=True).click()
+    box = page.page.get_by_role("spinbutton", name="Tokens")
+    box.fill("8")
+    box.press("Tab")
+    page.page.get_by_role("button", name="Generate").click()
+    expect(page.graph).to_have_attribute("data-target", str(start - 1), timeout=20_000)
+    pills = page.page.locator(".st-key-continued_tokens").get_by_role("radio")
+    expect(pills).to_have_count(len(tokens))
+    expect(pills.nth(2)).to_contain_text(visible(tokens[2].text))
+    expect(pills.nth(2)).to_contain_text(f"{tokens[2].probability:.2f}")
+    pills.first.scroll_into_view_if_needed()
+    shoot(page, "generated")
+
+    pills.nth(3).click()
+    expect(page.graph).to_have_attribute("data-target", str(start + 2))
+    page.settle()
+    graph = llm_tt.extract_routes(trace, start + 2)
+    expect(page.graph).to_have_attribute("data-n-edges", str(graph.n_edges))
+    best = trace.logits(start + 2).topk(5).indices.tolist()
+    page.expect_cells(0, 0, [visible(text) for text in llm.texts(best)])
+    told = re.search(r"In the text follows\s+(\S+): rank (\d+), probability (\S+)", page.text())
+    assert told is not None
+    assert told[1] == visible(tokens[3].text)
+    assert int(told[2]) == tokens[3].rank
+    assert float(told[3]) == pytest.approx(tokens[3].probability, abs=1e-3)
+    shoot(page, "chosen")
+
+    # The axis moves the choice.
+    page.click({"type": "target", "position": start + 4})
+    expect(pills.nth(5)).to_have_attribute("aria-checked", "true")
+    page.page.get_by_role("button", name="Remove").first.click()
+    expect(page.graph).to_have_attribute("data-target", str(start - 1))
+    expect(pills.filter(has_text=visible(tokens[3].text))).to_have_count(0)
