@@ -14,8 +14,8 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from app import session
-from app.markup import escaped, plotly_text
-from app.panels import graph
+from app.markup import escaped, plotly_text, probability
+from app.panels import graph, normalize
 from app.session import Conversation, Service
 from llm_tt.engine.messages import Explanation, LensGridOf, TrajectoriesOf
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
@@ -65,26 +65,23 @@ def show(service: Service, explanation: Explanation) -> None:
             accept_new_options=True,
             key="layers_token",
             width=260,
-            help="One of the model's first choices at the target, or type any token. Its spaces belong to it: type ·Mary for the token with a space.",
+            help="One of the model's first choices at the target, or any token: type its text, with the space that begins it, or its number, as in id:42.",
         )
         both = st.toggle(
             "After attention too", key="layers_both", help="A row after every attention block as well, not only after every FFN."
         )
-        normalize = st.toggle(
-            "Normalise before unembedding",
-            value=True,
-            key="layers_normalize",
-            help="Read every layer through the model's final norm, as the last one is. Off: multiply with the unembedding as it is.",
-        )
+        through_norm = normalize.toggle(normalize.LAYERS)
     chosen = typed or int(predicted.token_ids[0])
     points = "both" if both else "post"
     trace, target = explanation.trace, explanation.graph.target
-    grid = _answer(service, session.lens_grid(), LensGridOf(trace, points, chosen, normalize))
+    grid = _answer(service, session.lens_grid(), LensGridOf(trace, points, chosen, through_norm))
     if grid is None:
         return
+    if grid.note is not None:
+        st.caption(escaped(grid.note))
     _draw_grid(grid, measure, target, explanation.facts.info.d_vocab)
     extra = () if grid.chosen is None else (grid.chosen,)
-    lines = _answer(service, session.trajectories(), TrajectoriesOf(trace, target, extra, 5, points, normalize))
+    lines = _answer(service, session.trajectories(), TrajectoriesOf(trace, target, extra, 5, points, through_norm))
     if lines is not None:
         _draw_trajectories(lines)
 
@@ -239,12 +236,12 @@ def _told(grid: LensGrid, row: int, column: int) -> str:
     """What a cell says when it is pointed at."""
     lines = [
         f"{_place_label(grid.points[row])}, token {column} {plotly_text(visible(grid.token_texts[column]))}",
-        f"<b>{plotly_text(visible(grid.top_text(row, column)))}</b>  p = {grid.top_probabilities[row, column]:.3f}",
+        f"<b>{plotly_text(visible(grid.top_text(row, column)))}</b>  p = {_probability(grid.top_probabilities[row, column])}",
         f"entropy {grid.entropies[row, column]:.2f} bits",
     ]
     if grid.probabilities is not None and grid.ranks is not None:
         chosen = plotly_text(visible(grid.chosen_text or ""))
-        lines.append(f"{chosen}  p = {grid.probabilities[row, column]:.2g}, rank {grid.ranks[row, column]:,}")
+        lines.append(f"{chosen}  p = {_probability(grid.probabilities[row, column])}, rank {grid.ranks[row, column]:,}")
     return "<br>".join(lines)
 
 
@@ -292,7 +289,7 @@ def trajectory_figure(lines: Trajectories, scale: str) -> go.Figure:
             line={"color": _LINES[index % len(_LINES)], "width": 2},
             marker={"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 7},
             text=[
-                f"<b>{name}</b><br>{_place_label(point)}<br>p = {lines.probabilities[row, index]:.3g}, rank {lines.ranks[row, index]:,}"
+                f"<b>{name}</b><br>{_place_label(point)}<br>p = {_probability(lines.probabilities[row, index])}, rank {lines.ranks[row, index]:,}"
                 for row, point in enumerate(lines.points)
             ],
             hovertemplate="%{text}<extra></extra>",
@@ -378,3 +375,7 @@ def _place_label(point: str) -> str:
 def _shortened(text: str, letters: int) -> str:
     shown = visible(text)
     return shown if len(shown) <= letters else shown[: letters - 1] + "…"
+
+
+def _probability(value: float) -> str:
+    return plotly_text(probability(float(value)))

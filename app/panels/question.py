@@ -11,8 +11,8 @@ from app.markup import escaped, signed
 from app.session import Service
 from llm_tt.engine.messages import ExplainLogit, Explanation
 from llm_tt.errors import LlmTtError
-from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Part, Token, typed_token
-from llm_tt.text import unmarked, visible
+from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Part, Token
+from llm_tt.text import visible
 
 TOKEN, CONTRAST = "why_token", "why_contrast"
 _STRONGEST = 8
@@ -87,7 +87,7 @@ def _token(explanation: Explanation, chosen: str | None) -> Token | None:
     for token_id, text in zip(predictions.token_ids, predictions.texts, strict=True):
         if visible(text) == chosen:
             return int(token_id)
-    return typed_token(unmarked(chosen))
+    return chosen
 
 
 def _box(explanation: Explanation, key: str, label: str, placeholder: str) -> None:

@@ -24,6 +24,9 @@ from llm_tt.models.places import Place
 from llm_tt.text import ChatMessage, Prompt
 
 
+NeuronOrder = Literal["contribution", "effect"]
+
+
 @dataclass(frozen=True)
 class ModelKey:
     """A model of the configuration, as it is to be loaded. "auto" leaves a choice to the configuration."""
@@ -142,12 +145,15 @@ class InspectHead:
 
 @dataclass(frozen=True)
 class InspectNeurons:
-    """The neurons of an FFN that contribute most at a token."""
+    """The neurons of an FFN that contribute most at a token, or those with the strongest direct effects, whatever their sign."""
 
     trace: TraceKey
     layer: int
     position: int
     k: int = 20
+    logit: LogitQuestion | None = None
+    """also tell their direct effects on this; needed for the order by effect"""
+    by: NeuronOrder = "contribution"
 
 
 @dataclass(frozen=True)
@@ -160,11 +166,13 @@ class InspectNeuron:
     neuron: int
     n_effects: int = 15
     normalize: bool = True
+    logit: LogitQuestion | None = None
+    """also tell the neuron's direct effect on this"""
 
 
 @dataclass(frozen=True)
 class LensGridOf:
-    """What every point of the residual stream says at every token. `token` is an id or an exact text, as in `llm_tt.lens.grid`."""
+    """What every point of the residual stream says at every token. `token` is an id or a text, as in `llm_tt.lens.named_tokens`."""
 
     trace: TraceKey
     points: Points = "post"
@@ -349,12 +357,17 @@ class NeuronsReport:
     layer: int
     position: int
     neurons: tuple[NeuronShare, ...]
-    """by falling contribution"""
+    """by falling contribution, or by the size of their effect"""
     n_neurons: int
     n_active: int
     """whose activation is not 0"""
     total: float
     """contribution of all neurons together"""
+    effects: tuple[float, ...] | None = None
+    """direct effects of `neurons` on the logit asked about; None without such a question, and for other positions than its target, where there
+    are none"""
+    total_effect: float | None = None
+    """the same of all neurons together: that of the block but for its output bias"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,6 +382,8 @@ class NeuronReport:
     direction_promoted: TokenTable
     """by the output alone, as for an activation of 1"""
     direction_suppressed: TokenTable
+    effect: float | None = None
+    """direct effect on the logit asked about, as in `NeuronsReport`"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import llm_tt
-from app.markup import plotly_text
+from app.markup import plotly_text, probability
 from app.panels import layers
 from llm_tt.lens.layer_tables import LensGrid
 from llm_tt.text import visible
@@ -92,7 +92,7 @@ def test_the_grid_shows_the_librarys_numbers_upwards(start: Callable, trace: llm
     told = squares["text"][nodes.index("I2_6")]
     assert f"p = {grid.top_probabilities[3, 6]:.3f}" in told
     assert f"entropy {grid.entropies[3, 6]:.2f} bits" in told
-    assert f"p = {grid.probabilities[3, 6]:.2g}, rank {grid.ranks[3, 6]:,}" in told
+    assert f"p = {plotly_text(probability(float(grid.probabilities[3, 6])))}, rank {grid.ranks[3, 6]:,}" in told
 
 
 @pytest.mark.parametrize("measure", ["entropy", "probability", "rank"])
@@ -198,6 +198,11 @@ def test_the_selected_node_is_framed() -> None:
     for other in ({"type": "node", "node": "M1_2"}, {"type": "edge", "from": "X0_0", "to": "A0_1", "key": "attention"}, None):
         assert not layers.grid_figure(grid, "top", range(4), 3, 50, other).layout.shapes  # type: ignore[attr-defined]
     assert not layers.grid_figure(grid, "top", range(2), 1, 50, {"type": "node", "node": "I1_2"}).layout.shapes  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0, "0.000"), (4e-4, "<0.001"), (6e-4, "0.001"), (0.12345, "0.123"), (1, "1.000")])
+def test_probabilities_have_three_decimals(value: float, shown: str) -> None:
+    assert probability(value) == shown
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "<b>", "&lt;", "a & b", '<a href="x">'])
