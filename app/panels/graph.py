@@ -54,9 +54,9 @@ def _summary(explanation: Explanation, debug: bool) -> str:
     )
 
 
-def select(node: str) -> None:
-    """Select a node from elsewhere on the page, in a callback of it."""
-    st.session_state.selection = {"type": "node", "node": node}
+def select(node: str | None) -> None:
+    """Select a node, or nothing, from elsewhere on the page, in a callback of it."""
+    st.session_state.selection = None if node is None else {"type": "node", "node": node}
     if KEY in st.session_state:
         # A click on what the component holds for selected is no change, and nobody would be told of it.
         st.session_state[KEY] = {"selection": st.session_state.selection}

@@ -22,6 +22,8 @@ from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.text import visible
 
 KEY = "layers_grid"
+_CLICKED, _MARKED = "layers_clicked", "layers_marked"
+"""The selection that was made by a click on the grid, and the one that its figure shows"""
 _POLL_SECONDS = 0.4
 _MAX_COLUMNS, _MAX_CELLS = 120, 4000
 """More than so many tokens or cells are shown through a window"""
@@ -65,7 +67,7 @@ def show(service: Service, explanation: Explanation) -> None:
             accept_new_options=True,
             key="layers_token",
             width=260,
-            help="One of the model's first choices at the target, or any token: type its text, with the space that begins it, or its number, as in id:42.",
+            help="One of the model's first choices at the target, or any token: type its text, as in ·Mary, or its number, as in id:42.",
         )
         both = st.toggle(
             "After attention too", key="layers_both", help="A row after every attention block as well, not only after every FFN."
@@ -102,7 +104,7 @@ def _draw_grid(grid: LensGrid, measure: Measure, target: int, n_vocab: int) -> N
         )
         columns = range(first, first + len(columns))
     st.plotly_chart(
-        grid_figure(grid, measure, columns, target, n_vocab, st.session_state.get("selection")),
+        grid_figure(grid, measure, columns, target, n_vocab, _marked()),
         width="stretch",
         key=KEY,
         on_select=_take_cell,
@@ -159,16 +161,22 @@ def grid_figure(
         heat.texttemplate = "%{text}"
         heat.textfont = {"size": 11}
     cells = [(row, column) for row in rows for column in columns]
+    # Open squares: what plotly shows of a click by itself frames the cell.
     squares = go.Scatter(
         x=[column for _, column in cells],
         y=[row for row, _ in cells],
         mode="markers",
-        marker={"symbol": "square", "size": height, "opacity": 0},
+        marker={"symbol": "square-open", "size": height - 3, "opacity": 0, "color": _SELECTED, "line": {"width": 3}},
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 0}},
         customdata=[grid.node(row, column) for row, column in cells],
         text=[_told(grid, row, column) for row, column in cells],
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )
+    place = _place(grid, selection)
+    if place in cells:
+        squares.selectedpoints = [cells.index(place)]
     figure = go.Figure([heat, squares])
     every = math.ceil(len(columns) / _LABELLED_COLUMNS)
     texts = {column: _shortened(grid.token_texts[column], 14) for column in columns if column % every == 0 or column == target}
@@ -205,10 +213,6 @@ def grid_figure(
         plot_bgcolor="rgba(0,0,0,0)",
         paper_bgcolor="rgba(0,0,0,0)",
     )
-    place = _place(grid, selection)
-    if place is not None and place[1] in columns:
-        row, column = place
-        figure.add_shape(type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line={"color": _SELECTED, "width": 3})
     return figure
 
 
@@ -253,13 +257,28 @@ def _place(grid: LensGrid, selection: Mapping[str, Any] | None) -> tuple[int, in
     return (grid.points.index(point), int(position)) if point in grid.points and position.isdigit() else None
 
 
+def _marked() -> Mapping[str, Any] | None:
+    """The selection that the figure is to show: none that plotly shows by itself, since it was made by a click on this very chart.
+
+    Streamlit makes another chart of another figure, and the page would jump with every click.
+    """
+    selection = st.session_state.get("selection")
+    if selection is None or selection != st.session_state.get(_CLICKED):
+        st.session_state[_CLICKED] = None
+        st.session_state[_MARKED] = selection
+    return st.session_state.get(_MARKED)
+
+
 def _take_cell() -> None:
-    """Select the node of the cell that was clicked."""
+    """Select the node of the cell that was clicked; nothing, when it was selected before."""
     points = (st.session_state.get(KEY) or {}).get("selection", {}).get("points", [])
     nodes = [point["customdata"] for point in points if "customdata" in point]
     if nodes:
         node = nodes[-1][0] if isinstance(nodes[-1], list) else nodes[-1]
         graph.select(str(node))
+    else:
+        graph.select(None)
+    st.session_state[_CLICKED] = st.session_state.selection
 
 
 # --- trajectories

@@ -1,4 +1,4 @@
-"""The neurons of an FFN block at a token, by contribution or direct effect; of one neuron: activation, and the tokens that its output promotes and suppresses."""
+"""The neurons of an FFN block at a token, by contribution or direct effect; of one neuron also the tokens that it promotes and suppresses."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def inspect_neurons(question: InspectNeurons, trace: Trace) -> NeuronsReport:
         shares = neuron_shares(trace, layer, position, question.k)
     elif effects is None:
         raise RequestError(
-            f"Neurons of token {position} have no direct effect to order them by: only those of the explained target have. Order them by contribution."
+            f"Neurons of token {position} have no direct effect to be ordered by: only those of the target have. Order them by contribution."
         )
     else:
         shares = [neuron_share(trace, layer, position, neuron) for neuron in strongest(effects, question.k)]

@@ -23,7 +23,6 @@ from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place
 from llm_tt.text import ChatMessage, Prompt
 
-
 NeuronOrder = Literal["contribution", "effect"]
 
 

@@ -31,7 +31,8 @@ from llm_tt.lens.vocabulary import norm_weight, standardized
 from llm_tt.models.transparent_llm import Trace, TransparentLlm
 from llm_tt.text import quoted
 
-_Key, _Value = TypeVar("_Key"), TypeVar("_Value", DirectEffects, npt.NDArray[np.float32])
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value", DirectEffects, npt.NDArray[np.float32])
 
 
 def direct_effects(trace: Trace, target: int = -1, token: Token | None = None, contrast: Token | None = None) -> DirectEffects:

@@ -210,7 +210,7 @@ def test_neurons_have_no_effects_without_a_question_or_elsewhere(answering: Loca
         with pytest.raises(RequestError) as caught:
             answering.answer(InspectNeurons(key("gpt2"), 1, position, logit=question, by="effect"))
         assert str(caught.value) == (
-            f"Neurons of token {position} have no direct effect to order them by: only those of the explained target have. Order them by contribution."
+            f"Neurons of token {position} have no direct effect to be ordered by: only those of the target have. Order them by contribution."
         )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from affine import AffineLlm
 from families import N_VOCAB
 from torch import Tensor
 
