@@ -74,6 +74,12 @@ def _chosen(key: str) -> str | None:
     return st.session_state.get(key, st.session_state.get(_kept(key)))
 
 
+def choose(token: str | None, contrast: str | None) -> None:
+    """Put a question into the boxes, in a callback: what would be typed, None for an empty one."""
+    for key, typed in ((TOKEN, token), (CONTRAST, contrast)):
+        st.session_state[key] = st.session_state[_kept(key)] = typed
+
+
 def _kept(key: str) -> str:
     """Where a choice outlives runs in which its box is not drawn, as while a prompt is empty."""
     return f"{key}_kept"

@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import session
 from app.markup import escaped
-from app.panels import chat
+from app.panels import chat, tour
 from app.session import Service
 from llm_tt.config import parse_prompts
 from llm_tt.engine.messages import ModelFacts, ModelKey
@@ -44,7 +44,9 @@ class Choices:
 
 def show(service: Service) -> Choices:
     with st.sidebar:
-        st.markdown("### llm-tt")
+        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+            st.markdown("### llm-tt", width="content")
+            tour.button(service)
         model = _model(service)
         prompt = _prompt(service, model)
         threshold, mass = _kept()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import session
-from app.panels import adding, chat, graph, heads_map, honesty, inspector, layers, memory, predictions, sidebar, sources, tuning
+from app.panels import adding, chat, graph, heads_map, honesty, inspector, layers, memory, predictions, sidebar, sources, tour, tuning
 from app.panels import question as asking
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
@@ -45,6 +45,7 @@ def show(service: Service) -> None:
     if explanation is None or (explanation.trace != trace and conversation.phase != "working"):
         # While the new question is worked on, the old graph stays; an error must not stand over the graph of something else.
         return
+    tour.prepare(service, explanation)
     left, right = st.columns([2, 1], gap="medium")
     with left:
         sources.show(service, explanation)
@@ -55,6 +56,7 @@ def show(service: Service) -> None:
             with heads:
                 heads_map.show(service, explanation)
     with right:
+        tour.show(service, explanation)
         predictions.show(explanation)
         asking.show(service, explanation)
         inspector.show(service, explanation, st.session_state.get("selection"))
