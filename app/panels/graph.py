@@ -20,8 +20,8 @@ HEIGHT = 640
 _VERSION = 1
 
 
-def show(explanation: Explanation, debug: bool, effects: DirectEffects | None = None) -> None:
-    """Draw the graph, with direct effects if there are any, and offer it as a file; with `debug`, say what it cost."""
+def show(explanation: Explanation, effects: DirectEffects | None = None) -> None:
+    """Draw the graph, with direct effects if there are any, and offer it as a file."""
     flow_graph(
         _frame(explanation, st.session_state.get("selection"), effects),
         key=KEY,
@@ -31,7 +31,7 @@ def show(explanation: Explanation, debug: bool, effects: DirectEffects | None = 
     )
     graph = explanation.graph
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(_summary(explanation, debug))
+        st.caption(f"{graph.n_tokens} tokens · {graph.n_edges} edges")
         st.space("stretch")
         st.download_button(
             "JSON",
@@ -42,16 +42,6 @@ def show(explanation: Explanation, debug: bool, effects: DirectEffects | None = 
             on_click="ignore",
             help="The graph as a file: tokens, edges, heads and their contributions (docs/graph-json.md).",
         )
-
-
-def _summary(explanation: Explanation, debug: bool) -> str:
-    summary = f"{explanation.graph.n_tokens} tokens · {explanation.graph.n_edges} edges"
-    if not debug:
-        return summary
-    return (
-        f"{summary} · model loaded in {explanation.facts.load_seconds:.1f} s · forward pass {explanation.trace_seconds * 1000:.0f} ms · "
-        f"routes {explanation.routes_seconds * 1000:.1f} ms · trace {explanation.trace_bytes / 2**20:.1f} MB"
-    )
 
 
 def select(node: str | None) -> None:

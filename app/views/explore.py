@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import session
-from app.panels import adding, chat, graph, heads_map, honesty, inspector, layers, memory, predictions, sidebar, sources, tour, tuning
+from app import profile, session
+from app.panels import (
+    adding,
+    chat,
+    debugging,
+    graph,
+    heads_map,
+    honesty,
+    inspector,
+    layers,
+    memory,
+    predictions,
+    sidebar,
+    sources,
+    tour,
+    tuning,
+)
 from app.panels import question as asking
+from app.profile import part
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
@@ -14,7 +30,9 @@ _POLL_SECONDS = 0.4
 
 
 def show(service: Service) -> None:
-    choices = sidebar.show(service)
+    profile.begin(service.config.debug)
+    with part("sidebar"):
+        choices = sidebar.show(service)
     if session.dialog() == "adding":
         adding.show(service)
     elif session.dialog() == "memory":
@@ -48,26 +66,33 @@ def show(service: Service) -> None:
     tour.prepare(service, explanation)
     left, right = st.columns([2, 1], gap="medium")
     with left:
-        sources.show(service, explanation)
-        graph.show(explanation, service.config.debug, asking.effects(service, explanation))
+        with part("source strip"):
+            sources.show(service, explanation)
+        with part("direct effects"):
+            effects = asking.effects(service, explanation)
+        with part("graph"):
+            graph.show(explanation, effects)
         honesty.button()
         heads = st.expander("Heads at a glance", icon=":material/grid_on:", key="heads", on_change="rerun")
         if heads.open:
-            with heads:
+            with heads, part("heads at a glance"):
                 heads_map.show(service, explanation)
     with right:
         tour.show(service, explanation)
-        predictions.show(explanation)
-        asking.show(service, explanation)
-        inspector.show(service, explanation, st.session_state.get("selection"))
+        with part("predictions and question"):
+            predictions.show(explanation)
+            asking.show(service, explanation)
+        with part("inspector"):
+            inspector.show(service, explanation, st.session_state.get("selection"))
     if session.dialog() == "honesty":
         honesty.show_dialog(service, explanation)
     below = st.expander("Layers at a glance", icon=":material/layers:", key="layers_open", on_change="rerun")
     if below.open:
-        with below:
+        with below, part("layers at a glance"):
             layers.show(service, explanation)
     chat.show_received(explanation)
     sidebar.show_facts(service, explanation.trace.model, explanation.facts)
+    debugging.show(service, explanation)
 
 
 def _progress(service: Service, conversation: Conversation[ExplainPrediction, Explanation]) -> None:

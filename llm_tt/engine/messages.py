@@ -270,6 +270,8 @@ class Explanation:
     """the share of the flow that edges carry which are not in the graph, nothing renormalised"""
     head_flow: npt.NDArray[np.float64]
     """[L, H]: the flow of the graph through each head"""
+    propagation_seconds: float = 0.0
+    predictions_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -421,6 +423,16 @@ class DeviceMemory:
 
 
 @dataclass(frozen=True)
+class CacheUse:
+    """How much what the engine keeps of earlier answers has saved, since it was started."""
+
+    name: str
+    n_kept: int
+    n_found: int
+    n_made: int
+
+
+@dataclass(frozen=True)
 class MemoryReport:
     """The answer to `ListLoaded`."""
 
@@ -428,6 +440,9 @@ class MemoryReport:
     """the latest used first"""
     max_models: int
     memory: tuple[DeviceMemory, ...]
+    process_bytes: int
+    """of the host's memory, by the process that answers"""
+    caches: tuple[CacheUse, ...]
 
 
 Answer = (
