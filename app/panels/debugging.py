@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import profile
+from app import timing
 from app.session import Service
 from llm_tt.engine.messages import Explanation, ListLoaded, MemoryReport
 from llm_tt.models.sizes import show_bytes
@@ -23,7 +23,7 @@ def show(service: Service, explanation: Explanation) -> None:
         left, middle, right = st.columns(3)
         with left:
             st.dataframe(
-                times(explanation, profile.seconds()),
+                times(explanation, timing.seconds()),
                 hide_index=True,
                 key="debug_times",
                 column_config={"ms": st.column_config.NumberColumn("ms", format="%.1f")},

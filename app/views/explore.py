@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import profile, session
+from app import session, timing
 from app.panels import (
     adding,
     chat,
@@ -22,15 +22,15 @@ from app.panels import (
     tuning,
 )
 from app.panels import question as asking
-from app.profile import part
 from app.session import Conversation, Service
+from app.timing import part
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
 _POLL_SECONDS = 0.4
 
 
 def show(service: Service) -> None:
-    profile.begin(service.config.debug)
+    timing.begin(service.config.debug)
     with part("sidebar"):
         choices = sidebar.show(service)
     if session.dialog() == "adding":

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from test_explore import DEMO, PROMPT, answered, start  # noqa: F401
 
 from app.panels import debugging
-from app.profile import Profile
+from app.timing import Profile
 from llm_tt.config import AppConfig
 from llm_tt.engine import keeper
 from llm_tt.engine.local import LocalEngine

@@ -1,4 +1,7 @@
-"""Where the time of drawing the page goes: named parts of a run, measured when the configuration has `debug`, and free when it has not."""
+"""Where the time of drawing the page goes: named parts of a run, measured when the configuration has `debug`, and free when it has not.
+
+Not called `profile`: Streamlit puts this folder on the path, before the standard library, which has a module of that name.
+"""
 
 from __future__ import annotations
 
