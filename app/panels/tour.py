@@ -69,7 +69,7 @@ def show(service: Service, explanation: Explanation) -> None:
     offered = _offered(service)
     lesson = _lesson(service, tour)
     with st.container(border=True, key="tour", gap="xsmall"):
-        st.markdown(f"**{'How to read the graph' if lesson is None else lesson.title}** :small[:gray[{tour.step} of {len(offered)}]]")
+        st.markdown(f"**{'Reading the graph' if lesson is None else lesson.title}** :small[:gray[{tour.step} of {len(offered)}]]")
         st.markdown(f":small[{_words(service, explanation, lesson)}]")
         with st.container(horizontal=True, gap="small"):
             if tour.step < len(offered):

@@ -28,7 +28,7 @@ def press(at: AppTest, key: str) -> AppTest:
 
 def test_the_first_visit_begins_with_how_to_read_the_graph(start: Start) -> None:  # noqa: F811
     at = start(DEMO)
-    assert title(at) == "How to read the graph"
+    assert title(at) == "Reading the graph"
     assert any("from the prediction `·Mary`" in line.value for line in at.markdown)
     assert frame(at)[0]["selection"] is None
 
@@ -73,7 +73,7 @@ def test_later_is_with_the_next_prompt(start: Start) -> None:  # noqa: F811
     assert title(answered(at)) is None
     at.text_area(key="prompt").set_value("The capital of France is")
     at = answered(at)
-    assert title(at) == "How to read the graph"
+    assert title(at) == "Reading the graph"
     assert any("from the prediction `·Paris`" in line.value for line in at.markdown)
 
 
@@ -81,7 +81,7 @@ def test_who_follows_a_link_is_not_taught(start: Start, monkeypatch: pytest.Monk
     monkeypatch.setattr("streamlit.query_params", {"prompt": "something"})
     at = start(DEMO)
     assert title(at) is None
-    assert title(press(at, "lessons")) == "How to read the graph"
+    assert title(press(at, "lessons")) == "Reading the graph"
 
 
 @pytest.mark.parametrize("models", [{"own": None}, {"own": None, "demo": None}], ids=["alone", "beside the demo"])
@@ -93,7 +93,7 @@ def test_another_default_model_is_not_taught_unasked(
     at = start({"models": {**models, "own": str(checkpoint("gpt2"))}, "default_model": "own"}, "Mary the store.")
     assert title(at) is None
     at = press(at, "lessons")
-    assert title(at) == "How to read the graph"
+    assert title(at) == "Reading the graph"
     alone = "demo" not in models
     assert any("which this server does not have" in line.value for line in at.markdown) == alone
     assert ("tour_next" in {button.key for button in at.button}) == (not alone)

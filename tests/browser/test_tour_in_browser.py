@@ -37,7 +37,7 @@ def press(page: ExplorePage, name: str) -> None:
 
 def test_the_card_teaches_and_goes_and_the_graph_stays(page: ExplorePage) -> None:
     card = page.page.locator(".st-key-tour")
-    expect(card).to_contain_text("How to read the graph")
+    expect(card).to_contain_text("Reading the graph")
     shoot(page, "first")
     before = page.graph.bounding_box()
     assert before is not None
