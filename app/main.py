@@ -24,8 +24,6 @@ _STYLE = """<style>
 [data-testid="stMainBlockContainer"] { padding: 2.75rem 2rem 1.5rem; }
 [data-testid="stSidebarHeader"] { height: 2.5rem; margin-bottom: 0; }
 [data-testid="stSidebarUserContent"] { padding-bottom: 2rem; }
-/* The graph takes the height there is, less the strip above and the line below it. */
-.st-key-graph, .st-key-graph > div { height: clamp(26rem, calc(100vh - 15rem), 90rem) !important; }
 @media (max-width: 1200px) {
   [data-testid="stMainBlockContainer"] { padding-inline: 1.25rem; }
   [data-testid="stSidebar"][aria-expanded="true"] { width: 15rem !important; min-width: 15rem !important; }
