@@ -55,7 +55,7 @@ def apply(service: Service, view: View, problems: tuple[str, ...] = ()) -> None:
     notes = [*problems, *sidebar.restore(service, view)]
     if view.continuation and isinstance(view.prompt, str | tuple):
         continuation.restore(view.prompt, view.continuation)
-    question.restore(view.token, view.contrast)
+    question.choose(view.token, view.contrast)
     st.session_state.normalize = view.normalize
     if view.target is not None or view.selected is not None or isinstance(view.prompt, tuple):
         st.session_state.link_waiting = _Waiting(view.prompt, view.target, view.selected)

@@ -20,3 +20,8 @@ def plotly_text(text: str) -> str:
 def signed(value: float) -> str:
     """+1.234 or −1.234: a hyphen before a number would be read as a list or a dash."""
     return f"{value:+.3f}".replace("-", "\u2212")
+
+
+def probability(value: float) -> str:
+    """0.123, as tables have it; what would be 0.000 and is not is <0.001."""
+    return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"

@@ -96,11 +96,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(heads)
     heads.set_defaults(run=_heads)
 
-    neurons = commands.add_parser("neurons", help="the neurons of one layer that contribute most at one token")
+    neurons = commands.add_parser("neurons", help="the neurons of one layer that contribute most at one token, with their direct effects")
     _add_prompt(neurons)
     neurons.add_argument("--layer", type=int, required=True, help="the layer; negative counts from the last")
     neurons.add_argument("--position", type=int, default=-1, help="position of the token (default -1, the last)")
     neurons.add_argument("--top", type=_count, default=20, help="how many neurons (default %(default)s)")
+    neurons.add_argument(
+        "--token", metavar="TEXT", help='the token whose logit effects are on, as " Mary" or id:42 (default: the model\'s first choice)'
+    )
+    neurons.add_argument("--contrast", metavar="TEXT", help="effects on how far that token is above this one")
+    neurons.add_argument(
+        "--by",
+        choices=["contribution", "effect"],
+        default="contribution",
+        help="order by contribution (default), or by the size of the effect",
+    )
     neurons.add_argument("--json", action="store_true", help="print the neurons as JSON")
     _add_model_options(neurons)
     neurons.set_defaults(run=_neurons)
@@ -109,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prompt(lens)
     lens.add_argument("--position", type=int, default=-1, help="position of the token after which is predicted (default -1, the last)")
     lens.add_argument(
-        "--token", metavar="TEXT", action="append", default=[], help="follow this token too, exactly as it is written; may be repeated"
+        "--token", metavar="TEXT", action="append", default=[], help='follow this token too, as " Mary" or id:42; may be repeated'
     )
     lens.add_argument("--no-normalize", action="store_true", help="unembed every layer as it is, without the final norm")
     lens.add_argument("--json", action="store_true", help="print logits, probabilities and ranks as JSON")
@@ -318,11 +328,9 @@ _N_STRONGEST = 8
 
 def _effects(options: argparse.Namespace) -> int:
     trace = _trace(options)
-    from llm_tt.lens.direct_effects import typed_token
     from llm_tt.lens.effects import direct_effects
 
-    token, contrast = (None if typed is None else typed_token(typed) for typed in (options.token, options.contrast))
-    effects = direct_effects(trace, options.target, token, contrast)
+    effects = direct_effects(trace, options.target, options.token, options.contrast)
     if options.json:
         _print_json(effects.to_dict())
         return 0
@@ -364,18 +372,35 @@ def _heads(options: argparse.Namespace) -> int:
 
 def _neurons(options: argparse.Namespace) -> int:
     trace = _trace(options)
-    from llm_tt.flow.contributions import neuron_shares
+    from llm_tt.flow.contributions import neuron_share, neuron_shares
+    from llm_tt.lens.effects import direct_effects, neuron_effects, strongest
 
     layer, position = trace.layer(options.layer), trace.position(options.position)
-    shares, texts = neuron_shares(trace, layer, position, options.top), trace.token_texts
+    question = direct_effects(trace, position, options.token, options.contrast)
+    effects = neuron_effects(trace, layer, position, question.token_id, question.contrast_id)
+    if options.by == "effect":
+        shares = [neuron_share(trace, layer, position, neuron) for neuron in strongest(effects, options.top)]
+    else:
+        shares = neuron_shares(trace, layer, position, options.top)
+    texts = trace.token_texts
     if options.json:
-        content = {"model": trace.model.info.name, "layer": layer, "position": position, "tokens": texts}
-        _print_json({**content, "neurons": [asdict(share) for share in shares]})
+        content = {
+            "model": trace.model.info.name,
+            "layer": layer,
+            "position": position,
+            "tokens": texts,
+            "effect_of": question.question_to_dict(),
+        }
+        _print_json({**content, "neurons": [{**asdict(share), "effect": float(effects[share.neuron])} for share in shares]})
         return 0
-    print(f"Contribution of neurons to the residual stream after the FFN of layer {layer} at {texts[position]!r} (token {position}):")
-    print("contribution  activation  name")
+    asked = repr(question.token_text) + ("" if question.contrast_text is None else f" and not {question.contrast_text!r}")
+    print(f"Contribution of neurons to the residual stream after the FFN of layer {layer} at {texts[position]!r} (token {position}),")
+    print(f"and their direct effects on the logit of {asked} (all neurons of the layer together {effects.sum():+.3f}):")
+    for note in question.notes:
+        print(note)
+    print("contribution  activation    effect  name")
     for share in shares:
-        print(f"{share.contribution:>12.4f}  {share.activation:>10.4f}  {share.name}")
+        print(f"{share.contribution:>12.4f}  {share.activation:>10.4f}  {effects[share.neuron]:>+8.3f}  {share.name}")
     return 0
 
 
@@ -397,6 +422,8 @@ def _lens(options: argparse.Namespace) -> int:
     print(f"After {trace.token_texts[lines.position]!r} (token {lines.position}), probability (rank) at each point of {llm.info.name}:")
     print()
     print(_as_table(lines))
+    for note in lines.notes:
+        print(note)
     return 0
 
 

@@ -224,3 +224,8 @@ def unmarked(text: str) -> str:
     for character, mark in _MARKS.items():
         text = text.replace(mark, character)
     return text
+
+
+def quoted(text: str) -> str:
+    """Token text in a sentence: in quotes, and on one line."""
+    return json.dumps(text, ensure_ascii=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import reference
+from direct_effects_by_hand import Head, brute_force
 from test_cli import PROMPT, Result, _surroundings, load_once, run, succeeded, the_sentence  # noqa: F401
 
 from llm_tt import cli
@@ -66,10 +67,35 @@ def test_neurons_are_those_of_the_brute_force(name: str, run: Run, checkpoint: C
         assert neuron["activation"] == pytest.approx(float(layer.neurons[3, neuron["neuron"]]), abs=1e-4)
         assert neuron["name"].startswith("expert " if name == "mixtral" else "neuron ")
     table = succeeded(run("neurons", folder, PROMPT, "--layer", -1, "--position", 3)).splitlines()
-    assert len(table) == 22
-    rows = [line.split(maxsplit=2) for line in table[2:8]]
-    assert [row[2] for row in rows] == [neuron["name"] for neuron in data["neurons"]]
+    assert len(table) == 23
+    rows = [line.split(maxsplit=3) for line in table[3:9]]
+    assert [row[3] for row in rows] == [neuron["name"] for neuron in data["neurons"]]
     assert [float(row[0]) for row in rows] == pytest.approx([neuron["contribution"] for neuron in data["neurons"]], abs=6e-5)
+    assert [float(row[2]) for row in rows] == pytest.approx([neuron["effect"] for neuron in data["neurons"]], abs=6e-4)
+
+
+@families
+@pytest.mark.parametrize("options", [(), ("--token", "id:5"), ("--token", "id:5", "--contrast", "id:23")])
+def test_effects_of_neurons_are_those_of_the_plain_model(
+    name: str,
+    options: tuple[str, ...],
+    run: Run,  # noqa: F811
+    checkpoint: Callable,
+    model: Callable,
+    plain: Callable,
+) -> None:
+    data = json.loads(
+        succeeded(run("neurons", str(checkpoint(name)), PROMPT, "--layer", 1, "--position", 4, *options, "--by", "effect", "--json"))
+    )
+    plain_run = reference.run_plain(plain(name), model(name).encode(PROMPT))
+    token = int(plain_run.logits[4].argmax()) if not options else 5
+    contrast = 23 if "--contrast" in options else None
+    assert data["effect_of"]["token"]["id"] == token
+    assert (data["effect_of"]["contrast"] or {}).get("id") == contrast
+    exact = brute_force(Head.of(plain(name)), plain_run, 4, token, contrast).neurons[1]
+    assert [neuron["effect"] for neuron in data["neurons"]] == pytest.approx(exact[exact.abs().topk(20).indices].tolist(), abs=1e-4)
+    for neuron in data["neurons"]:
+        assert neuron["effect"] == pytest.approx(float(exact[neuron["neuron"]]), abs=1e-4)
 
 
 def test_a_turn_of_a_chat_and_standard_input_are_prompts_here_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

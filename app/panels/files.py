@@ -9,8 +9,6 @@ import streamlit as st
 
 from app import address, link
 from app.link import View
-from app.panels import graph
-from app.session import Service
 from llm_tt.engine.messages import Explanation
 from llm_tt.export import files
 from llm_tt.lens.direct_effects import DirectEffects
@@ -18,10 +16,10 @@ from llm_tt.lens.direct_effects import DirectEffects
 _NAME_LENGTH = 32
 
 
-def show(service: Service, explanation: Explanation, view: View, effects: DirectEffects | None) -> None:
+def show(explanation: Explanation, view: View, effects: DirectEffects | None) -> None:
     """The row under the graph; it also keeps the browser's URL in step, so that it belongs where it runs with every change of the view."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(graph.summary(explanation, service.config.debug))
+        st.caption(f"{explanation.graph.n_tokens} tokens · {explanation.graph.n_edges} edges")
         st.space("stretch")
         address.follow(view)
         with st.popover("Share", icon=":material/link:", key="share", help="A link to exactly this view."):

@@ -40,20 +40,9 @@ def show(explanation: Explanation, effects: DirectEffects | None = None) -> None
     )
 
 
-def summary(explanation: Explanation, debug: bool) -> str:
-    """How large the graph is; with `debug`, also what it cost."""
-    size = f"{explanation.graph.n_tokens} tokens · {explanation.graph.n_edges} edges"
-    if not debug:
-        return size
-    return (
-        f"{size} · model loaded in {explanation.facts.load_seconds:.1f} s · forward pass {explanation.trace_seconds * 1000:.0f} ms · "
-        f"routes {explanation.routes_seconds * 1000:.1f} ms · trace {explanation.trace_bytes / 2**20:.1f} MB"
-    )
-
-
-def select(node: str) -> None:
-    """Select a node from elsewhere on the page, in a callback of it."""
-    choose({"type": "node", "node": node})
+def select(node: str | None) -> None:
+    """Select a node, or nothing, from elsewhere on the page, in a callback of it."""
+    choose(None if node is None else {"type": "node", "node": node})
 
 
 def choose(selection: Mapping[str, Any] | None, key: str = KEY) -> None:

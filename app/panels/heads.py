@@ -114,12 +114,12 @@ def _table(explanation: Explanation, heads: Heads) -> int | None:
                 "contribution",
                 min_value=0,
                 max_value=1,
-                format="%.4f",
+                format="%.3f",
                 color="blue",
                 help="Share of the node after attention, before the threshold.",
             ),
             "drawn": st.column_config.NumberColumn(
-                "drawn", format="%.4f", help="Weight in the graph, renormalised if that is on; empty when at or below the threshold."
+                "drawn", format="%.3f", help="Weight in the graph, renormalised if that is on; empty when at or below the threshold."
             ),
             "effect": st.column_config.NumberColumn(
                 "effect", format="%+.3f", help="Direct effect on what is in question, in logits: below 0 the head works against it."
@@ -137,7 +137,7 @@ def _table(explanation: Explanation, heads: Heads) -> int | None:
 def _title(report: HeadReport, texts: Sequence[str]) -> None:
     name = "All heads" if report.head is None else f"L{report.layer} H{report.head}"
     source = "" if report.source is None else f" from `{token_tables.code(texts[report.source])}`"
-    st.markdown(f"**{name}**{source} · contribution **{report.contribution:.4f}**")
+    st.markdown(f"**{name}**{source} · contribution **{report.contribution:.3f}**")
 
 
 def _written(report: HeadReport, texts: Sequence[str], normalize: bool) -> str:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import session
 from app.markup import signed
-from app.panels import heads, neurons, token_tables
+from app.panels import heads, neurons, normalize, token_tables
 from app.panels import question as asking
 from app.session import Service
 from llm_tt.engine.messages import EdgeReport, Explanation, InspectEdge, InspectNode, NodeReport
@@ -39,8 +39,6 @@ def show(service: Service, explanation: Explanation, selection: Mapping[str, Any
             session.conversation().again()
             st.rerun()
         return
-    # Kept while no toggle is drawn; Streamlit forgets the state of widgets that are not.
-    st.session_state.normalize = st.session_state.get("normalize", True)
     effects = asking.effects(service, explanation)
     logit = None if effects is None else asking.logit(effects)
     try:
@@ -75,19 +73,19 @@ def _node(service: Service, explanation: Explanation, node: Node, effects: Direc
         raise RequestError(f"This graph has no node {node.name}: it has {graph.n_tokens} tokens and {graph.n_layers} layers.")
     _title(graph.token_texts[node.position], node.position, _KINDS[node.kind].format(layer=node.layer))
     tab = _tab(_TABS[node.kind])
-    normalize = _normalize()
+    through_norm = normalize.toggle(normalize.INSPECTOR)
     if tab == "Heads":
         at = heads.of_node(service, explanation, node.layer, node.position)
-        heads.show(service, explanation, at, normalize)
+        heads.show(service, explanation, at, through_norm)
     elif tab == "Neurons":
-        neurons.show(service, explanation, node.layer, node.position, normalize)
+        neurons.show(service, explanation, node.layer, node.position, through_norm, effects)
     else:
         logit = None if effects is None else asking.logit(effects)
-        report = service.engine.answer(InspectNode(explanation.trace, node.name, normalize=normalize, logit=logit))
-        _words(report, node, normalize, effects)
+        report = service.engine.answer(InspectNode(explanation.trace, node.name, normalize=through_norm, logit=logit))
+        _words(report, node, through_norm, effects)
 
 
-def _words(report: NodeReport, node: Node, normalize: bool, effects: DirectEffects | None) -> None:
+def _words(report: NodeReport, node: Node, through_norm: bool, effects: DirectEffects | None) -> None:
     if effects is not None:
         what = "token embedding" if report.block is None else f"{report.block} block"
         st.markdown(f"What the {what} wrote here: {_effect(report.effect, effects)}", help=_EFFECT_HELP)
@@ -101,7 +99,7 @@ def _words(report: NodeReport, node: Node, normalize: bool, effects: DirectEffec
         with tabs[effect_tab]:
             st.caption(
                 f"What the {report.block} block of layer {node.layer} added here, as change of each token's score"
-                + (" with the norm's scale held fixed." if normalize else ".")
+                + (" with the norm's scale held fixed." if through_norm else ".")
             )
             token_tables.promoted_and_suppressed(report.promoted, report.suppressed, csv_key="effects_csv")
 
@@ -133,14 +131,6 @@ def _want(key: str) -> None:
     st.session_state.inspector_wanted = st.session_state[key]
 
 
-def _normalize() -> bool:
-    return st.toggle(
-        "Normalise before unembedding",
-        key="normalize",
-        help="Read the vector through the model's final norm, as the last layer's is. Off: multiply it with the unembedding as it is.",
-    )
-
-
 _EFFECT_HELP = (
     "In logits. Only what is written to the target's own column has a direct effect on its logits; "
     "the rest reaches them through later attention."
@@ -169,9 +159,9 @@ def _edge(service: Service, explanation: Explanation, report: EdgeReport, effect
     if report.key == "attention":
         drawn = edge.heads if edge is not None else {}
         at = heads.Heads(destination.layer, destination.position, source.position, report.heads, drawn=drawn, effects=report.head_effects)
-        heads.show(service, explanation, at, _normalize())
+        heads.show(service, explanation, at, normalize.toggle(normalize.INSPECTOR))
     elif report.key == "ffn":
-        neurons.show(service, explanation, destination.layer, destination.position, _normalize())
+        neurons.show(service, explanation, destination.layer, destination.position, normalize.toggle(normalize.INSPECTOR), effects)
     else:
         st.caption("What the token kept of itself: no head and no neuron is on this edge. Click one of its ends to read it in words.")
 

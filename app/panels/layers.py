@@ -14,14 +14,16 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from app import session
-from app.markup import escaped, plotly_text
-from app.panels import csv_file, graph
+from app.markup import escaped, plotly_text, probability
+from app.panels import csv_file, graph, normalize
 from app.session import Conversation, Service
 from llm_tt.engine.messages import Explanation, LensGridOf, TrajectoriesOf
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.text import visible
 
 KEY = "layers_grid"
+_CLICKED, _MARKED = "layers_clicked", "layers_marked"
+"""The selection that was made by a click on the grid, and the one that its figure shows"""
 _POLL_SECONDS = 0.4
 _MAX_COLUMNS, _MAX_CELLS = 120, 4000
 """More than so many tokens or cells are shown through a window"""
@@ -65,26 +67,23 @@ def show(service: Service, explanation: Explanation) -> None:
             accept_new_options=True,
             key="layers_token",
             width=260,
-            help="One of the model's first choices at the target, or type any token. Its spaces belong to it: type ·Mary for the token with a space.",
+            help="One of the model's first choices at the target, or any token: type its text, as in ·Mary, or its number, as in id:42.",
         )
         both = st.toggle(
             "After attention too", key="layers_both", help="A row after every attention block as well, not only after every FFN."
         )
-        normalize = st.toggle(
-            "Normalise before unembedding",
-            value=True,
-            key="layers_normalize",
-            help="Read every layer through the model's final norm, as the last one is. Off: multiply with the unembedding as it is.",
-        )
+        through_norm = normalize.toggle(normalize.LAYERS)
     chosen = typed or int(predicted.token_ids[0])
     points = "both" if both else "post"
     trace, target = explanation.trace, explanation.graph.target
-    grid = _answer(service, session.lens_grid(), LensGridOf(trace, points, chosen, normalize))
+    grid = _answer(service, session.lens_grid(), LensGridOf(trace, points, chosen, through_norm))
     if grid is None:
         return
+    if grid.note is not None:
+        st.caption(escaped(grid.note))
     _draw_grid(grid, measure, target, explanation.facts.info.d_vocab)
     extra = () if grid.chosen is None else (grid.chosen,)
-    lines = _answer(service, session.trajectories(), TrajectoriesOf(trace, target, extra, 5, points, normalize))
+    lines = _answer(service, session.trajectories(), TrajectoriesOf(trace, target, extra, 5, points, through_norm))
     if lines is not None:
         _draw_trajectories(lines)
 
@@ -105,7 +104,7 @@ def _draw_grid(grid: LensGrid, measure: Measure, target: int, n_vocab: int) -> N
         )
         columns = range(first, first + len(columns))
     st.plotly_chart(
-        grid_figure(grid, measure, columns, target, n_vocab, st.session_state.get("selection")),
+        grid_figure(grid, measure, columns, target, n_vocab, _marked()),
         width="stretch",
         key=KEY,
         on_select=_take_cell,
@@ -158,16 +157,22 @@ def grid_figure(
         heat.texttemplate = "%{text}"
         heat.textfont = {"size": 11}
     cells = [(row, column) for row in rows for column in columns]
+    # Open squares: what plotly shows of a click by itself frames the cell.
     squares = go.Scatter(
         x=[column for _, column in cells],
         y=[row for row, _ in cells],
         mode="markers",
-        marker={"symbol": "square", "size": height, "opacity": 0},
+        marker={"symbol": "square-open", "size": height - 3, "opacity": 0, "color": _SELECTED, "line": {"width": 3}},
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 0}},
         customdata=[grid.node(row, column) for row, column in cells],
         text=[_told(grid, row, column) for row, column in cells],
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )
+    place = _place(grid, selection)
+    if place in cells:
+        squares.selectedpoints = [cells.index(place)]
     figure = go.Figure([heat, squares])
     every = math.ceil(len(columns) / _LABELLED_COLUMNS)
     texts = {column: _shortened(grid.token_texts[column], 14) for column in columns if column % every == 0 or column == target}
@@ -204,10 +209,6 @@ def grid_figure(
         plot_bgcolor="rgba(0,0,0,0)",
         paper_bgcolor="rgba(0,0,0,0)",
     )
-    place = _place(grid, selection)
-    if place is not None and place[1] in columns:
-        row, column = place
-        figure.add_shape(type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, line={"color": _SELECTED, "width": 3})
     return figure
 
 
@@ -235,12 +236,12 @@ def _told(grid: LensGrid, row: int, column: int) -> str:
     """What a cell says when it is pointed at."""
     lines = [
         f"{_place_label(grid.points[row])}, token {column} {plotly_text(visible(grid.token_texts[column]))}",
-        f"<b>{plotly_text(visible(grid.top_text(row, column)))}</b>  p = {grid.top_probabilities[row, column]:.3f}",
+        f"<b>{plotly_text(visible(grid.top_text(row, column)))}</b>  p = {_probability(grid.top_probabilities[row, column])}",
         f"entropy {grid.entropies[row, column]:.2f} bits",
     ]
     if grid.probabilities is not None and grid.ranks is not None:
         chosen = plotly_text(visible(grid.chosen_text or ""))
-        lines.append(f"{chosen}  p = {grid.probabilities[row, column]:.2g}, rank {grid.ranks[row, column]:,}")
+        lines.append(f"{chosen}  p = {_probability(grid.probabilities[row, column])}, rank {grid.ranks[row, column]:,}")
     return "<br>".join(lines)
 
 
@@ -252,13 +253,28 @@ def _place(grid: LensGrid, selection: Mapping[str, Any] | None) -> tuple[int, in
     return (grid.points.index(point), int(position)) if point in grid.points and position.isdigit() else None
 
 
+def _marked() -> Mapping[str, Any] | None:
+    """The selection that the figure is to show: none that plotly shows by itself, since it was made by a click on this very chart.
+
+    Streamlit makes another chart of another figure, and the page would jump with every click.
+    """
+    selection = st.session_state.get("selection")
+    if selection is None or selection != st.session_state.get(_CLICKED):
+        st.session_state[_CLICKED] = None
+        st.session_state[_MARKED] = selection
+    return st.session_state.get(_MARKED)
+
+
 def _take_cell() -> None:
-    """Select the node of the cell that was clicked."""
+    """Select the node of the cell that was clicked; nothing, when it was selected before."""
     points = (st.session_state.get(KEY) or {}).get("selection", {}).get("points", [])
     nodes = [point["customdata"] for point in points if "customdata" in point]
     if nodes:
         node = nodes[-1][0] if isinstance(nodes[-1], list) else nodes[-1]
         graph.select(str(node))
+    else:
+        graph.select(None)
+    st.session_state[_CLICKED] = st.session_state.selection
 
 
 # --- trajectories
@@ -290,7 +306,7 @@ def trajectory_figure(lines: Trajectories, scale: str) -> go.Figure:
             line={"color": _LINES[index % len(_LINES)], "width": 2},
             marker={"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 7},
             text=[
-                f"<b>{name}</b><br>{_place_label(point)}<br>p = {lines.probabilities[row, index]:.3g}, rank {lines.ranks[row, index]:,}"
+                f"<b>{name}</b><br>{_place_label(point)}<br>p = {_probability(lines.probabilities[row, index])}, rank {lines.ranks[row, index]:,}"
                 for row, point in enumerate(lines.points)
             ],
             hovertemplate="%{text}<extra></extra>",
@@ -376,3 +392,7 @@ def _place_label(point: str) -> str:
 def _shortened(text: str, letters: int) -> str:
     shown = visible(text)
     return shown if len(shown) <= letters else shown[: letters - 1] + "…"
+
+
+def _probability(value: float) -> str:
+    return plotly_text(probability(float(value)))

@@ -25,8 +25,10 @@ def show(service: Service) -> None:
                 "Unload",
                 icon=":material/eject:",
                 key=f"unload_{index}",
+                disabled=service.config.demo_mode,
                 help="Free its memory and that of its traces. Questions that are being answered with it are finished first. "
-                "It is loaded again when somebody asks about it.",
+                "It is loaded again when somebody asks about it."
+                + (" Off in this demo, where others are using it." if service.config.demo_mode else ""),
                 on_click=service.engine.unload,
                 args=(loaded.key,),
             )

@@ -1,22 +1,27 @@
-"""The neurons of an FFN block at a token, by contribution; of one neuron: activation, and the tokens that its output promotes and suppresses."""
+"""The neurons of an FFN block at a token, by contribution or direct effect; of one neuron also the tokens that it promotes and suppresses."""
 
 from __future__ import annotations
+
+from typing import Any, get_args
 
 import pandas as pd
 import streamlit as st
 
-from app.markup import escaped
+from app.markup import escaped, signed
 from app.panels import token_tables
 from app.session import Service
-from llm_tt.engine.messages import Explanation, InspectNeuron, InspectNeurons, NeuronsReport
+from llm_tt.engine.messages import Explanation, InspectNeuron, InspectNeurons, NeuronOrder, NeuronsReport
+from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion
 
 _FIRST, _MORE = 20, 100
 _TABLE_HEIGHT = 300
 _HERE, _DIRECTION = "what it adds here", "its output direction"
 
 
-def show(service: Service, explanation: Explanation, layer: int, position: int, normalize: bool) -> None:
-    """The table; below it the selected neuron."""
+def show(
+    service: Service, explanation: Explanation, layer: int, position: int, normalize: bool, effects: DirectEffects | None = None
+) -> None:
+    """The table; below it the selected neuron. With effects at this position, those of the neurons too."""
     info = explanation.facts.info
     if info.ffn and not info.ffn[layer].n_neurons:
         st.info(
@@ -25,12 +30,18 @@ def show(service: Service, explanation: Explanation, layer: int, position: int, 
             icon=":material/info:",
         )
         return
+    effects = effects if effects is not None and effects.target == position else None
+    logit = None if effects is None else LogitQuestion(effects.target, effects.token_id, effects.contrast_id)
+    by = "contribution" if effects is None else _order(effects)
     k = int(st.session_state.get("n_neurons", _FIRST))
     st.session_state.n_neurons = k
-    report = service.engine.answer(InspectNeurons(explanation.trace, layer, position, k))
+    report = service.engine.answer(InspectNeurons(explanation.trace, layer, position, k, logit, by))
     active = f"All {report.n_neurons:,} neurons" if report.n_active == report.n_neurons else f"{report.n_active:,} of {report.n_neurons:,}"
-    st.caption(f"{active} take part at this token; together their contribution is {report.total:.3f}. The {len(report.neurons):,} largest:")
-    chosen = _table(report)
+    together = f"together their contribution is {report.total:.3f}"
+    if effects is not None and report.total_effect is not None:
+        together += f" and their direct effect {signed(report.total_effect)}"
+    st.caption(f"{active} take part at this token; {together}. The {len(report.neurons):,} largest:")
+    chosen = _table(report, by, effects)
     if k < report.n_neurons:
         st.button(
             f"{min(_MORE, report.n_neurons - k)} more",
@@ -43,31 +54,52 @@ def show(service: Service, explanation: Explanation, layer: int, position: int, 
     if chosen is None:
         st.caption("Select a row to see what a neuron promotes and suppresses.")
         return
-    _neuron(service, InspectNeuron(explanation.trace, layer, position, chosen, normalize=normalize))
+    _neuron(service, InspectNeuron(explanation.trace, layer, position, chosen, normalize=normalize, logit=logit), effects)
+
+
+def _order(effects: DirectEffects) -> NeuronOrder:
+    """By which number the neurons are chosen and ordered: of all neurons, not only of those that are shown."""
+    # Kept under another name: a widget that is not drawn for a while, as at another token, loses its value.
+    st.session_state.setdefault("neuron_order", st.session_state.get("neuron_order_kept", "contribution"))
+    chosen = st.segmented_control(
+        "Order",
+        get_args(NeuronOrder),
+        key="neuron_order",
+        required=True,
+        format_func=lambda order: f"Largest {order}",
+        label_visibility="collapsed",
+        help=f"Contribution: share of the node. Effect: on {escaped(effects.of)}, whatever its sign. Both look at all neurons of the block.",
+    )
+    st.session_state.neuron_order_kept = chosen
+    return chosen or "contribution"
 
 
 def _show_more(shown: int) -> None:
     st.session_state.n_neurons = shown + _MORE
 
 
-def _table(report: NeuronsReport) -> int | None:
+def _table(report: NeuronsReport, by: NeuronOrder, effects: DirectEffects | None) -> int | None:
     """Draw the neurons; the selected one."""
     largest = max((share.contribution for share in report.neurons), default=0.0)
+    columns: dict[str, list[Any]] = {"neuron": [share.name for share in report.neurons]}
+    if report.effects is not None:
+        columns["effect"] = list(report.effects)
+    columns["contribution"] = [share.contribution for share in report.neurons]
+    columns["activation"] = [share.activation for share in report.neurons]
+    asked = "" if effects is None else f"_{effects.token_id}_{effects.contrast_id}"
     state = st.dataframe(
-        pd.DataFrame(
-            {
-                "neuron": [share.name for share in report.neurons],
-                "activation": [share.activation for share in report.neurons],
-                "contribution": [share.contribution for share in report.neurons],
-            }
-        ),
+        pd.DataFrame(columns),
         hide_index=True,
         height=_TABLE_HEIGHT,
-        key=f"neurons_{report.layer}_{report.position}",
+        # Rows are selected by number: in another order the same number is another neuron.
+        key=f"neurons_{report.layer}_{report.position}" + (f"_effect{asked}" if by == "effect" else ""),
         on_select="rerun",
         selection_mode="single-row",
         column_config={
             "neuron": st.column_config.TextColumn("neuron", help="Select a row, by the box at its left, to look into a neuron."),
+            "effect": st.column_config.NumberColumn(
+                "effect", format="%+.3f", help="Direct effect on what is in question, in logits: below 0 the neuron works against it."
+            ),
             "activation": st.column_config.NumberColumn(
                 "activation",
                 format="%.3f",
@@ -77,7 +109,7 @@ def _table(report: NeuronsReport) -> int | None:
                 "contribution",
                 min_value=0,
                 max_value=largest or 1.0,
-                format="%.4f",
+                format="%.3f",
                 color="green",
                 help="Share of the node after the FFN, among all neurons and the stream before it. Bars are relative to the largest.",
             ),
@@ -87,10 +119,14 @@ def _table(report: NeuronsReport) -> int | None:
     return report.neurons[selected[0]].neuron if selected and selected[0] < len(report.neurons) else None
 
 
-def _neuron(service: Service, question: InspectNeuron) -> None:
+def _neuron(service: Service, question: InspectNeuron, effects: DirectEffects | None) -> None:
     report = service.engine.answer(question)
     share = report.share
-    st.markdown(f"**{share.name}** · activation **{share.activation:.3f}** · contribution **{share.contribution:.4f}**")
+    line = f"**{share.name}** · activation **{share.activation:.3f}** · contribution **{share.contribution:.3f}**"
+    if effects is not None and report.effect is not None:
+        of = effects.of.replace("`", "\u02cb")
+        line += f" · direct effect **{signed(report.effect)}** on `{of}`"
+    st.markdown(line)
     if "neuron_words" not in st.session_state:
         st.session_state.neuron_words = _HERE
     words = st.segmented_control(

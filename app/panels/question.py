@@ -11,8 +11,8 @@ from app.markup import escaped, signed
 from app.session import Service
 from llm_tt.engine.messages import ExplainLogit, Explanation
 from llm_tt.errors import LlmTtError
-from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Part, Token, typed_token
-from llm_tt.text import unmarked, visible
+from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Part, Token
+from llm_tt.text import visible
 
 TOKEN, CONTRAST = "why_token", "why_contrast"
 _STRONGEST = 8
@@ -75,10 +75,10 @@ def chosen(key: str) -> str | None:
     return st.session_state.get(key, st.session_state.get(_kept(key)))
 
 
-def restore(token: str | None, contrast: str | None) -> None:
-    """Fill both boxes; in a callback, or before they are drawn."""
-    for key, value in ((TOKEN, token), (CONTRAST, contrast)):
-        st.session_state[key] = st.session_state[_kept(key)] = value
+def choose(token: str | None, contrast: str | None) -> None:
+    """Put a question into the boxes, in a callback: what would be typed, None for an empty one."""
+    for key, typed in ((TOKEN, token), (CONTRAST, contrast)):
+        st.session_state[key] = st.session_state[_kept(key)] = typed
 
 
 def _kept(key: str) -> str:
@@ -96,7 +96,7 @@ def _token(explanation: Explanation, chosen: str | None) -> Token | None:
     for token_id, text in zip(predictions.token_ids, predictions.texts, strict=True):
         if visible(text) == chosen:
             return int(token_id)
-    return typed_token(unmarked(chosen))
+    return chosen
 
 
 def _following(explanation: Explanation) -> str | None:

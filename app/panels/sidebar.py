@@ -10,7 +10,7 @@ import streamlit as st
 from app import session
 from app.link import View
 from app.markup import escaped
-from app.panels import chat, saved_graph
+from app.panels import chat, saved_graph, tour
 from app.panels import continuation as continuing
 from app.session import Service
 from llm_tt.config import parse_prompts
@@ -25,6 +25,10 @@ _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 _BY_THRESHOLD, _BY_MASS = "Threshold", "Share of flow"
 _MASSES = [0.8, 0.9, 0.95]
 _LOWEST, _HIGHEST = 0.01, 0.1
+_DEMO_NOTE = (
+    "**Demo.** Prepared models and prompts only, since anybody may use this server. Off: writing prompts, opening prompt files, adding and "
+    "unloading models. All of it is on when you run llm-tt yourself."
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,11 @@ def _has_text(prompt: str | tuple[ChatMessage, ...]) -> bool:
 
 def show(service: Service) -> Choices:
     with st.sidebar:
-        st.markdown("### llm-tt")
+        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+            st.markdown("### llm-tt", width="content")
+            tour.button(service)
+        if service.config.demo_mode:
+            st.info(_DEMO_NOTE, icon=":material/lock:")
         model = _model(service)
         prompt = _prompt(service, model)
         continuation = continuing.show(service, model, prompt, _has_text(prompt))
@@ -250,7 +258,8 @@ def _model(service: Service) -> ModelKey | None:
         placeholder="Choose a model",
         accept_new_options=may_add,
         help="The models of the configuration"
-        + (", and those that were added. You may also type the path of a folder or a name on the Hugging Face hub." if may_add else "."),
+        + (", and those that were added. You may also type the path of a folder or a name on the Hugging Face hub." if may_add else ".")
+        + (" This is a demo: others cannot be added." if service.config.demo_mode else ""),
     )
     with st.container(horizontal=True, gap="small"):
         if may_add:
@@ -270,7 +279,8 @@ def _model(service: Service) -> ModelKey | None:
             width="stretch",
             on_click=session.open_dialog,
             args=("memory",),
-            help="Which models are loaded, what memory they take and what is free; unload them.",
+            help="Which models are loaded, what memory they take and what is free"
+            + ("." if service.config.demo_mode else "; unload them."),
         )
     with st.popover(
         "Device and precision", icon=":material/tune:", width="stretch", help="Where the model runs and in which number format."
@@ -298,6 +308,10 @@ def _prompt(service: Service, model: ModelKey | None) -> str | tuple[ChatMessage
     except ConfigError as error:
         prompts = []
         st.warning(str(error), icon=":material/warning:")
+    if config.demo_mode and not prompts:
+        st.warning(
+            "This demo has no prompts. Name a file of them in the configuration: preloaded_dataset_filename.", icon=":material/warning:"
+        )
     prompts = _loaded_prompts(service, prompts)
     if prompts:
         st.session_state.setdefault("prompt", prompts[0])
@@ -340,7 +354,7 @@ def _text(service: Service, label: str, note: str) -> str:
         disabled=config.demo_mode,
         max_chars=config.max_user_string_length,
         help=f"{note} Press Ctrl+Enter, or click elsewhere, to run it."
-        + (" This server shows prepared prompts only." if config.demo_mode else ""),
+        + (" This is a demo, which shows prepared prompts only: choose one under Examples." if config.demo_mode else ""),
         placeholder="The capital of France is",
     )
 

@@ -60,7 +60,10 @@ def strip(explanation: Routes) -> str:
     spans = [_span(position, *token, most) for position, token in enumerate(tokens) if position >= first]
     if first:
         spans.insert(0, f"<span>{first} tokens before … </span>")
-    style = "line-height:1.75;font-family:monospace;font-size:0.85rem;white-space:pre-wrap;overflow-wrap:anywhere;max-height:8.75em;overflow-y:auto"
+    style = (
+        "line-height:1.75;font-family:monospace;font-size:0.85rem;white-space:pre-wrap;overflow-wrap:anywhere;"
+        "max-height:min(8.75em,12vh);overflow-y:auto"
+    )
     return f'<div data-testid="sources" role="list" aria-label="Share of the flow that ends in each token" style="{style}">{"".join(spans)}</div>'
 
 

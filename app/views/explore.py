@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import streamlit as st
 
-from app import address, session
+from app import address, session, timing
 from app.panels import (
     adding,
     chat,
+    debugging,
     files,
     graph,
     graph_table,
@@ -22,10 +23,12 @@ from app.panels import (
     saved_graph,
     sidebar,
     sources,
+    tour,
     tuning,
 )
 from app.panels import question as asking
 from app.session import Conversation, Service
+from app.timing import part
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
 _POLL_SECONDS = 0.4
@@ -33,7 +36,9 @@ _POLL_SECONDS = 0.4
 
 def show(service: Service) -> None:
     address.open_link(service)
-    choices = sidebar.show(service)
+    timing.begin(service.config.debug)
+    with part("sidebar"):
+        choices = sidebar.show(service)
     if session.dialog() == "adding":
         adding.show(service)
     elif session.dialog() == "memory":
@@ -76,12 +81,17 @@ def show(service: Service) -> None:
     if explanation is None or (explanation.trace != trace and conversation.phase != "working"):
         # While the new question is worked on, the old graph stays; an error must not stand over the graph of something else.
         return
+    tour.prepare(service, explanation)
     left, right = st.columns([2, 1], gap="medium")
     with left:
-        sources.show(service, explanation)
-        effects = asking.effects(service, explanation)
-        graph.show(explanation, effects)
-        files.show(service, explanation, address.view(choices), effects)
+        with part("source strip"):
+            sources.show(service, explanation)
+        with part("direct effects"):
+            effects = asking.effects(service, explanation)
+        with part("graph"):
+            graph.show(explanation, effects)
+        with part("share and save"):
+            files.show(explanation, address.view(choices), effects)
         honesty.button()
         edges = st.expander("Table of edges", icon=":material/table_rows:", key="edges", on_change="rerun")
         if edges.open:
@@ -91,20 +101,24 @@ def show(service: Service) -> None:
                 graph_table.show(explanation.graph, st.session_state.get("selection"), of_edges, of)
         heads = st.expander("Heads at a glance", icon=":material/grid_on:", key="heads", on_change="rerun")
         if heads.open:
-            with heads:
+            with heads, part("heads at a glance"):
                 heads_map.show(service, explanation)
     with right:
-        predictions.show(explanation.graph, explanation.predictions, explanation.following)
-        asking.show(service, explanation)
-        _inspector(service, explanation)
+        tour.show(service, explanation)
+        with part("predictions and question"):
+            predictions.show(explanation.graph, explanation.predictions, explanation.following)
+            asking.show(service, explanation)
+        with part("inspector"):
+            _inspector(service, explanation)
     if session.dialog() == "honesty":
         honesty.show_dialog(service, explanation)
     below = st.expander("Layers at a glance", icon=":material/layers:", key="layers_open", on_change="rerun")
     if below.open:
-        with below:
+        with below, part("layers at a glance"):
             layers.show(service, explanation)
     chat.show_received(explanation)
     sidebar.show_facts(service, explanation.trace.model, explanation.facts)
+    debugging.show(service, explanation)
 
 
 @st.fragment

@@ -51,6 +51,7 @@ class Cache(Generic[_Key, _Value]):
         self._values: OrderedDict[_Key, _Value] = OrderedDict()
         self._making: dict[_Key, tuple[Turn, int]] = {}
         """A turn for each key that is being made, and how many threads want it"""
+        self._hits = self._misses = 0
 
     def get(self, key: _Key, make: Callable[[Progress], _Value], progress: Progress) -> _Value:
         """The value, made if it is not there. A thread that waits for another's making reports what the other does."""
@@ -62,7 +63,9 @@ class Cache(Generic[_Key, _Value]):
                 with self._lock:
                     if key in self._values:
                         self._values.move_to_end(key)
+                        self._hits += 1
                         return self._values[key]
+                    self._misses += 1
                 value = make(told)
                 with self._lock:
                     self._values[key] = value
@@ -79,6 +82,11 @@ class Cache(Generic[_Key, _Value]):
         with self._lock:
             for key in [key for key, value in self._values.items() if unwanted(key, value)]:
                 del self._values[key]
+
+    def counts(self) -> tuple[int, int, int]:
+        """How many values are kept, how often one was found, and how often one had to be made."""
+        with self._lock:
+            return len(self._values), self._hits, self._misses
 
     def items(self) -> list[tuple[_Key, _Value]]:
         with self._lock:

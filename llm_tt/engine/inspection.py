@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from llm_tt.engine.messages import (
     EdgeReport,
     HeadReport,
@@ -151,17 +154,29 @@ def inspect_head(question: InspectHead, trace: Trace) -> HeadReport:
 
 
 def inspect_neurons(question: InspectNeurons, trace: Trace) -> NeuronsReport:
-    from llm_tt.flow.contributions import neuron_shares, neurons_at
+    from llm_tt.flow.contributions import neuron_share, neuron_shares, neurons_at
+    from llm_tt.lens.effects import strongest
 
     layer, position = trace.layer(question.layer), trace.position(question.position)
     row = neurons_at(trace, layer, position)
+    effects = _neuron_effects(question.logit, trace, layer, position)
+    if question.by == "contribution":
+        shares = neuron_shares(trace, layer, position, question.k)
+    elif effects is None:
+        raise RequestError(
+            f"Neurons of token {position} have no direct effect to be ordered by: only those of the target have. Order them by contribution."
+        )
+    else:
+        shares = [neuron_share(trace, layer, position, neuron) for neuron in strongest(effects, question.k)]
     return NeuronsReport(
         layer=layer,
         position=position,
-        neurons=tuple(neuron_shares(trace, layer, position, question.k)),
+        neurons=tuple(shares),
         n_neurons=len(row.activations),
         n_active=int(row.activations.count_nonzero()),
         total=float(row.contributions.sum()),
+        effects=None if effects is None else tuple(float(effects[share.neuron]) for share in shares),
+        total_effect=None if effects is None else float(effects.sum(dtype="float64")),
     )
 
 
@@ -176,7 +191,17 @@ def inspect_neuron(question: InspectNeuron, trace: Trace) -> NeuronReport:
         promoted_and_suppressed(trace.model, part, whole, question.n_effects, question.normalize)
         for part in (share.activation * direction, direction)
     )
-    return NeuronReport(share, position, *added, *bare)
+    effects = _neuron_effects(question.logit, trace, layer, position)
+    return NeuronReport(share, position, *added, *bare, None if effects is None else float(effects[question.neuron]))
+
+
+def _neuron_effects(logit: LogitQuestion | None, trace: Trace, layer: int, position: int) -> npt.NDArray[np.float32] | None:
+    """[N] of the neurons at a position; None where none is asked for, or where there are none."""
+    from llm_tt.lens.effects import neuron_effects
+
+    if logit is None or trace.position(logit.target) != position:
+        return None
+    return neuron_effects(trace, layer, logit.target, logit.token, logit.contrast)
 
 
 def read_continuation(trace: Trace) -> Continuation:

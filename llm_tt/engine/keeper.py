@@ -268,6 +268,13 @@ def memory() -> tuple[DeviceMemory, ...]:
     return tuple(found)
 
 
+def process_bytes() -> int:
+    """The memory that this process holds of the host's."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
 def _imported_torch() -> Any:
     """The module if it is imported, and not just now being imported by another thread."""
     torch = sys.modules.get("torch")

@@ -20,6 +20,7 @@ from llm_tt.engine.messages import (
     AddedModel,
     AddModel,
     Answer,
+    CacheUse,
     CheckTrace,
     Continue,
     EdgeReport,
@@ -272,7 +273,15 @@ class LocalEngine:
         for loaded, n_questions in self._models.loaded():
             sizes = [_trace_bytes(traced) for _, traced in traces if traced.loaded is loaded]
             models.append(LoadedModel(loaded.key, loaded.facts, loaded.weight_bytes, len(sizes), sum(sizes), n_questions))
-        return MemoryReport(tuple(models), self._max_models, keeper.memory())
+        caches = {
+            "traces": self._traces,
+            "grids and trajectories": self._readings,
+            "head roles": self._roles,
+            "checks of traces": self._checks,
+            "tuning reports": self._tunings,
+        }
+        uses = tuple(CacheUse(name, *cache.counts()) for name, cache in caches.items())
+        return MemoryReport(tuple(models), self._max_models, keeper.memory(), keeper.process_bytes(), uses)
 
     # --- traces
 
@@ -377,21 +386,26 @@ class LocalEngine:
             graph = extract_routes(traced.trace, question.target, question.threshold, question.renormalize, following)
         else:
             graph = extract_routes_by_mass(traced.trace, question.target, question.mass, question.renormalize, following)
+        routed = time.monotonic()
         flow = propagate(graph)
+        propagated = time.monotonic()
+        best = predictions(traced.trace, question.target, question.n_predictions)
         assert graph.carried is not None
         return Explanation(
             trace=question.trace,
             prompt=traced.trace.prompt,
             facts=traced.loaded.facts,
             graph=graph,
-            predictions=predictions(traced.trace, question.target, question.n_predictions),
+            predictions=best,
             trace_seconds=traced.seconds,
-            routes_seconds=time.monotonic() - started,
+            routes_seconds=routed - started,
             trace_bytes=traced.trace.nbytes,
             sources=flow.sources,
             dropped=max(0.0, 1 - graph.carried),
             head_flow=flow.by_head(traced.trace.model.info.n_heads),
             following=following_token(traced.trace, graph.target),
+            propagation_seconds=propagated - routed,
+            predictions_seconds=time.monotonic() - propagated,
         )
 
     def _read_heads(self, question: ReadHeads, progress: Progress) -> HeadRoles:

@@ -24,6 +24,8 @@ from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place
 from llm_tt.text import ChatMessage, Prompt
 
+NeuronOrder = Literal["contribution", "effect"]
+
 
 @dataclass(frozen=True)
 class ModelKey:
@@ -164,12 +166,15 @@ class InspectHead:
 
 @dataclass(frozen=True)
 class InspectNeurons:
-    """The neurons of an FFN that contribute most at a token."""
+    """The neurons of an FFN that contribute most at a token, or those with the strongest direct effects, whatever their sign."""
 
     trace: TraceKey
     layer: int
     position: int
     k: int = 20
+    logit: LogitQuestion | None = None
+    """also tell their direct effects on this; needed for the order by effect"""
+    by: NeuronOrder = "contribution"
 
 
 @dataclass(frozen=True)
@@ -182,11 +187,13 @@ class InspectNeuron:
     neuron: int
     n_effects: int = 15
     normalize: bool = True
+    logit: LogitQuestion | None = None
+    """also tell the neuron's direct effect on this"""
 
 
 @dataclass(frozen=True)
 class LensGridOf:
-    """What every point of the residual stream says at every token. `token` is an id or an exact text, as in `llm_tt.lens.grid`."""
+    """What every point of the residual stream says at every token. `token` is an id or a text, as in `llm_tt.lens.named_tokens`."""
 
     trace: TraceKey
     points: Points = "post"
@@ -289,6 +296,8 @@ class Explanation:
     """[L, H]: the flow of the graph through each head"""
     following: TokenTable | None
     """the one token that really follows the target, as the model predicted it there; None for the last"""
+    propagation_seconds: float = 0.0
+    predictions_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -375,12 +384,17 @@ class NeuronsReport:
     layer: int
     position: int
     neurons: tuple[NeuronShare, ...]
-    """by falling contribution"""
+    """by falling contribution, or by the size of their effect"""
     n_neurons: int
     n_active: int
     """whose activation is not 0"""
     total: float
     """contribution of all neurons together"""
+    effects: tuple[float, ...] | None = None
+    """direct effects of `neurons` on the logit asked about; None without such a question, and for other positions than its target, where there
+    are none"""
+    total_effect: float | None = None
+    """the same of all neurons together: that of the block but for its output bias"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -395,6 +409,8 @@ class NeuronReport:
     direction_promoted: TokenTable
     """by the output alone, as for an activation of 1"""
     direction_suppressed: TokenTable
+    effect: float | None = None
+    """direct effect on the logit asked about, as in `NeuronsReport`"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -433,6 +449,16 @@ class DeviceMemory:
 
 
 @dataclass(frozen=True)
+class CacheUse:
+    """How much what the engine keeps of earlier answers has saved, since it was started."""
+
+    name: str
+    n_kept: int
+    n_found: int
+    n_made: int
+
+
+@dataclass(frozen=True)
 class MemoryReport:
     """The answer to `ListLoaded`."""
 
@@ -440,6 +466,9 @@ class MemoryReport:
     """the latest used first"""
     max_models: int
     memory: tuple[DeviceMemory, ...]
+    process_bytes: int
+    """of the host's memory, by the process that answers"""
+    caches: tuple[CacheUse, ...]
 
 
 Answer = (

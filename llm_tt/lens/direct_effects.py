@@ -13,9 +13,7 @@ from llm_tt.flow.graph import EdgeKind, FlowGraph
 from llm_tt.text import visible
 
 Token = int | str
-"""A token's id, or its text"""
-
-_ID = "id:"
+"""A token's id, or what a person writes for it, as `llm_tt.lens.named_tokens` reads it"""
 
 
 @dataclass(frozen=True)
@@ -136,9 +134,7 @@ class DirectEffects:
         """Plain values, fit for JSON."""
         return {
             "target": self.target,
-            "token": {"id": self.token_id, "text": self.token_text},
-            "contrast": None if self.contrast_id is None else {"id": self.contrast_id, "text": self.contrast_text},
-            "notes": list(self.notes),
+            **self.question_to_dict(),
             "logit": self.logit,
             "capped_logit": self.capped_logit,
             "sum": self.total,
@@ -149,8 +145,10 @@ class DirectEffects:
             "heads": self.heads.tolist(),
         }
 
-
-def typed_token(text: str) -> Token:
-    """What a person types for a token: its text, or "id:" and its number."""
-    number = text.removeprefix(_ID)
-    return int(number) if text.startswith(_ID) and number.isdecimal() and number.isascii() else text
+    def question_to_dict(self) -> dict[str, Any]:
+        """What is explained, as plain values."""
+        return {
+            "token": {"id": self.token_id, "text": self.token_text},
+            "contrast": None if self.contrast_id is None else {"id": self.contrast_id, "text": self.contrast_text},
+            "notes": list(self.notes),
+        }

@@ -13,9 +13,10 @@ multiplies W_O @ r. What is written to another position reaches the target's log
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,24 +26,28 @@ from torch import Tensor
 
 from llm_tt.errors import RequestError
 from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Token
+from llm_tt.lens.named_tokens import find_token
 from llm_tt.lens.vocabulary import norm_weight, standardized
 from llm_tt.models.transparent_llm import Trace, TransparentLlm
+from llm_tt.text import quoted
 
-_KEPT = 8
-"""Answers kept with a trace"""
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value", DirectEffects, npt.NDArray[np.float32])
 
 
 def direct_effects(trace: Trace, target: int = -1, token: Token | None = None, contrast: Token | None = None) -> DirectEffects:
     """The direct effects of all parts at the target on the logit of a token, or on how far it is above that of another.
 
     Args:
-        token: its id, or its text, which has to be a single token; None for the model's first choice.
+        token: as in `llm_tt.lens.named_tokens`; None for the model's first choice.
         contrast: the token that it is compared with; None for the logit alone.
 
     Raises:
         RequestError: no such position, a text that is not a single token, an id outside the vocabulary, or twice the same token.
     """
-    return _kept(trace, _Direction.of(trace, LogitQuestion(target, token, contrast)))
+    direction = _Direction.of(trace, LogitQuestion(target, token, contrast))
+    key = direction.target, direction.token_id, direction.contrast_id, direction.notes
+    return _answers.get(trace, key, lambda: _effects(trace, direction))
 
 
 def neuron_effects(
@@ -57,68 +62,13 @@ def neuron_effects(
     if model.info.ffn and not model.info.ffn[layer].n_neurons:
         raise RequestError(f"The FFN of layer {layer} is shown as one block: its neurons cannot be told apart in {model.info.name}.")
     direction = _Direction.of(trace, LogitQuestion(target, token, contrast))
-    with torch.inference_mode():
-        vector = direction.vector(trace)
-        norm = trace.blocks[layer].ffn_norm
-        vector = vector if norm is None else vector * norm.rows([direction.target])[0].to(vector.device)
-        activations = model.neurons(layer, trace.ffn_input(layer)[direction.target : direction.target + 1]).activations[0]
-        active = activations.nonzero(as_tuple=True)[0]
-        weight = model.neuron_output(layer, None if len(active) == len(activations) else active)
-        result = torch.zeros(len(activations))
-        result[active.cpu()] = (activations[active].to(weight.device) * (weight @ vector.to(weight.device))).cpu()
-        return result.numpy()
+    key = layer, direction.target, direction.token_id, direction.contrast_id
+    return _neurons.get(trace, key, lambda: _neuron_effects(trace, layer, direction)).copy()
 
 
-# --- which token
-
-
-def find_token(model: TransparentLlm, token: Token) -> tuple[int, str | None]:
-    """The id of a token given by id or text, and a sentence on how the text was read where that is not plain.
-
-    Raises:
-        RequestError: no such id, or the text is not a single token, neither as it is nor with a space in front.
-    """
-    if isinstance(token, int):
-        if not 0 <= token < model.info.d_vocab:
-            raise RequestError(
-                f"Token id {token} does not exist: the vocabulary of {model.info.name} has ids 0 to {model.info.d_vocab - 1}."
-            )
-        return token, None
-    if not token:
-        raise RequestError('The text of a token is empty. Write its text, as in " Mary", or its number, as in id:42.')
-    exact, spaced = _single(model, token), _single(model, f" {token}")
-    if exact is not None:
-        if spaced is None or token.startswith(" "):
-            return exact, None
-        return exact, f"{_quoted(token)} was taken as it stands; {_quoted(' ' + token)}, with a space in front, is another token."
-    if spaced is not None:
-        return spaced, f"{_quoted(' ' + token)}, with a space in front, was taken: {_quoted(token)} alone is not a token."
-    texts = model.texts(_plain(model, token))
-    listed = ", ".join(map(_quoted, texts))
-    raise RequestError(f"{_quoted(token)} is {len(texts)} tokens: {listed}. Name a single one, by its text or, as in id:42, by its number.")
-
-
-def _quoted(text: str) -> str:
-    """In quotes, and on one line."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _single(model: TransparentLlm, text: str) -> int | None:
-    """The id of the token that shows as this very text."""
-    for candidate in (text, text.removeprefix(" ")):
-        # Tokenizers of the sentencepiece kind put the space in front themselves.
-        token_ids = _plain(model, candidate) if candidate else []
-        if len(token_ids) == 1 and model.texts(token_ids) == [text]:
-            return token_ids[0]
-    return None
-
-
-def _plain(model: TransparentLlm, text: str) -> list[int]:
-    """A text's ids without the special tokens that go in front of a prompt."""
-    token_ids = model.encode(text)
-    prefix = () if model.info.tokenizer is None else model.info.tokenizer.prefix
-    is_spelled_out = bool(prefix) and text.startswith("".join(prefix))
-    return token_ids if is_spelled_out else token_ids[len(prefix) :]
+def strongest(effects: npt.NDArray[np.float32], k: int) -> list[int]:
+    """The k neurons that raise or lower it most, the strongest first; of equal ones the first."""
+    return np.argsort(-np.abs(effects), kind="stable")[: max(k, 0)].tolist()
 
 
 # --- which direction
@@ -142,7 +92,7 @@ class _Direction:
             contrast_id, second = find_token(model, question.contrast)
             if contrast_id == token_id:
                 (text,) = model.texts([token_id])
-                raise RequestError(f"Token and contrast are both {_quoted(text)}, so that their difference is 0. Choose another contrast.")
+                raise RequestError(f"Token and contrast are both {quoted(text)}, so that their difference is 0. Choose another contrast.")
         return cls(target, token_id, contrast_id, tuple(sentence for sentence in (note, second) if sentence))
 
     def difference(self, values: Tensor) -> Tensor:
@@ -168,29 +118,52 @@ class _Direction:
 # --- the effects
 
 
-def _kept(trace: Trace, direction: _Direction) -> DirectEffects:
-    key = direction.target, direction.token_id, direction.contrast_id, direction.notes
-    with _lock:
-        answers = _answers.setdefault(trace, OrderedDict())
-        if key in answers:
-            answers.move_to_end(key)
-            return answers[key]
-    made = _effects(trace, direction)
-    with _lock:
-        answers[key] = made
-        while len(answers) > _KEPT:
-            answers.popitem(last=False)
-    return made
+class _Kept(Generic[_Key, _Value]):
+    """The latest answers about each trace; they go when the trace goes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._of: WeakKeyDictionary[Trace, OrderedDict[_Key, _Value]] = WeakKeyDictionary()
+
+    def get(self, trace: Trace, key: _Key, make: Callable[[], _Value]) -> _Value:
+        with self._lock:
+            answers = self._of.setdefault(trace, OrderedDict())
+            if key in answers:
+                answers.move_to_end(key)
+                return answers[key]
+        made = make()
+        with self._lock:
+            answers[key] = made
+            while len(answers) > self._most:
+                answers.popitem(last=False)
+        return made
+
+    def nbytes(self, trace: Trace) -> int:
+        with self._lock:
+            return sum(answer.nbytes for answer in self._of.get(trace, {}).values())
 
 
-_lock = threading.Lock()
-_answers: WeakKeyDictionary[Trace, OrderedDict[tuple[int, int, int | None, tuple[str, ...]], DirectEffects]] = WeakKeyDictionary()
+_answers: _Kept[tuple[int, int, int | None, tuple[str, ...]], DirectEffects] = _Kept(8)
+_neurons: _Kept[tuple[int, int, int, int | None], npt.NDArray[np.float32]] = _Kept(64)
 
 
 def kept_bytes(trace: Trace) -> int:
     """Bytes of the answers kept with a trace."""
-    with _lock:
-        return sum(answer.nbytes for answer in _answers.get(trace, {}).values())
+    return _answers.nbytes(trace) + _neurons.nbytes(trace)
+
+
+@torch.inference_mode()
+def _neuron_effects(trace: Trace, layer: int, direction: _Direction) -> npt.NDArray[np.float32]:
+    model, vector = trace.model, direction.vector(trace)
+    norm = trace.blocks[layer].ffn_norm
+    vector = vector if norm is None else vector * norm.rows([direction.target])[0].to(vector.device)
+    activations = model.neurons(layer, trace.ffn_input(layer)[direction.target : direction.target + 1]).activations[0]
+    active = activations.nonzero(as_tuple=True)[0]
+    weight = model.neuron_output(layer, None if len(active) == len(activations) else active)
+    result = torch.zeros(len(activations))
+    result[active.cpu()] = (activations[active].to(weight.device) * (weight @ vector.to(weight.device))).cpu()
+    return result.numpy()
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ def lens_grid(
 
     Args:
         points: "post" for the embedding and the stream after each FFN, "both" for the stream after each attention as well.
-        token: one whose probability and rank are wanted at every cell: id, or its exact text.
+        token: one whose probability and rank are wanted at every cell, as in `llm_tt.lens.named_tokens`.
         normalize: apply the final norm first, as the model does.
         progress: may raise to cancel.
 
@@ -40,7 +40,7 @@ def lens_grid(
         RequestError: `token` is not one token of the vocabulary.
     """
     model = trace.model
-    chosen = None if token is None else find_token(model, token)
+    chosen, note = (None, None) if token is None else find_token(model, token)
     names = point_names(trace.n_layers, points)
     shape = len(names), trace.n_tokens
     top_ids, ranks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -70,6 +70,7 @@ def lens_grid(
         chosen_text=None if chosen is None else model.texts([chosen])[0],
         probabilities=None if chosen is None else probabilities,
         ranks=None if chosen is None else ranks,
+        note=note,
     )
 
 
@@ -84,17 +85,19 @@ def token_trajectories(
     """Logits, probabilities and ranks of some tokens at every point of the residual stream of one position.
 
     Args:
-        tokens: ids or exact texts; None for the five that the model predicts after that position.
+        tokens: as in `llm_tt.lens.named_tokens`; None for the five that the model predicts after that position.
 
     Raises:
         RequestError: no such position, or not one token of the vocabulary.
     """
     model, position = trace.model, trace.position(position)
-    chosen: list[int]
+    notes: tuple[str, ...] = ()
     if tokens is None:
         chosen = predictions(trace, position, _N_PREDICTIONS).token_ids.tolist()
     else:
-        chosen = list(dict.fromkeys(find_token(model, token) for token in tokens))
+        found = [find_token(model, token) for token in tokens]
+        chosen = list(dict.fromkeys(token_id for token_id, _ in found))
+        notes = tuple(note for _, note in found if note is not None)
         if not chosen:
             raise RequestError("No token is named, so that there is nothing to follow. Name one, or leave `tokens` out.")
     names = point_names(trace.n_layers, points)
@@ -108,7 +111,7 @@ def token_trajectories(
         scores[part] = values[:, chosen].cpu().numpy()
         probabilities[part] = values.softmax(-1)[:, chosen].cpu().numpy()
         ranks[part] = _ranks(values, chosen).cpu().numpy()
-    return Trajectories(position, names, normalize, tuple(chosen), tuple(model.texts(chosen)), scores, probabilities, ranks)
+    return Trajectories(position, names, normalize, tuple(chosen), tuple(model.texts(chosen)), scores, probabilities, ranks, notes)
 
 
 def point_names(n_layers: int, points: Points) -> tuple[str, ...]:

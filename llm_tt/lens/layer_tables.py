@@ -36,6 +36,8 @@ class LensGrid:
     """[R, T]: of the chosen token"""
     ranks: npt.NDArray[np.int64] | None = None
     """[R, T]: of the chosen token; 1 is the highest score of the whole vocabulary"""
+    note: str | None = None
+    """a sentence: how the text of the chosen token was read, where that is not plain"""
 
     @property
     def n_rows(self) -> int:
@@ -88,6 +90,8 @@ class Trajectories:
     probabilities: npt.NDArray[np.float32]
     ranks: npt.NDArray[np.int64]
     """[R, K]: 1 is the highest score of the whole vocabulary"""
+    notes: tuple[str, ...] = ()
+    """sentences: how texts were read as tokens, where that is not plain"""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -114,6 +118,7 @@ class Trajectories:
             "position": self.position,
             "normalized": self.normalized,
             "nodes": list(self.nodes),
+            "notes": list(self.notes),
             "tokens": [
                 {
                     "id": token_id,

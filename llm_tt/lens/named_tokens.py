@@ -1,4 +1,4 @@
-"""The token that a user means: an id, or a text that must be one token of the vocabulary exactly."""
+"""The token that a person means: its number, or a text that is one token of the vocabulary, read by the same rules wherever it is typed."""
 
 from __future__ import annotations
 
@@ -6,40 +6,68 @@ import threading
 from weakref import WeakKeyDictionary
 
 from llm_tt.errors import RequestError
+from llm_tt.lens.direct_effects import Token
 from llm_tt.models.transparent_llm import TransparentLlm
-from llm_tt.text import unmarked
+from llm_tt.text import quoted, unmarked
 
+_ID = "id:"
 _lock = threading.Lock()
 _ids_by_text: WeakKeyDictionary[TransparentLlm, dict[str, int]] = WeakKeyDictionary()
 
 
-def find_token(model: TransparentLlm, token: int | str) -> int:
-    """The id of a token.
+def find_token(model: TransparentLlm, token: Token) -> tuple[int, str | None]:
+    """The id of a token, and a sentence on how its text was read where that is not plain.
+
+    A text is looked for as it stands; as views show it ("·Mary" for " Mary"); with a space in front; and without the spaces around it. The last two
+    are told, and so is that a text as it stands was taken where the same with a space in front is a token as well.
 
     Args:
-        token: an id, or a display text, exactly: " Mary" and "Mary" differ. It may be typed as views show it, "·Mary".
+        token: an id; "id:" and its number; or its text.
 
     Raises:
-        RequestError: no such id, or the text is no token; the sentence names the tokens that it consists of.
+        RequestError: no such id, or the text is no single token; the sentence names the tokens that it consists of.
     """
-    info = model.info
     if not isinstance(token, str):
-        if not 0 <= token < info.d_vocab:
-            raise RequestError(f"There is no token {token}: the vocabulary of {info.name} has ids 0 to {info.d_vocab - 1}.")
-        return int(token)
+        return _existing(model, int(token)), None
     if not token:
-        raise RequestError('No token is named. Type its text, with the space in front if it has one, for example " the".')
+        raise RequestError('The text of a token is empty. Write its text, as in " Mary", or its number, as in id:42.')
+    number = token.removeprefix(_ID)
+    if token.startswith(_ID) and number.isdecimal() and number.isascii():
+        return _existing(model, int(number)), None
     try:
         token.encode()
     except UnicodeEncodeError as error:
         raise RequestError("The token that was typed is not UTF-8 text. Type it again.") from error
     ids = _vocabulary(model)
-    if token not in ids and unmarked(token) in ids:
-        token = unmarked(token)
-    if token not in ids:
-        raise RequestError(_not_one(model, token, ids))
-    # A few vocabularies show two tokens alike; the one that the tokenizer would use is meant.
-    return next((token_id for token_id in model.encode(token) if model.texts([token_id]) == [token]), ids[token])
+    text = token if token in ids else unmarked(token)
+    spaced, bare = f" {text}", text.strip()
+    if text in ids:
+        if text.startswith(" ") or spaced not in ids:
+            return _used(model, text, ids), None
+        return _used(model, text, ids), f"{quoted(text)} was taken as it stands; {quoted(spaced)}, with a space in front, is another token."
+    if spaced in ids:
+        return _used(model, spaced, ids), f"{quoted(spaced)}, with a space in front, was taken: {quoted(text)} alone is not a token."
+    if bare in ids:
+        return _used(model, bare, ids), f"{quoted(bare)}, without the spaces around it, was taken: {quoted(text)} is not a token."
+    raise RequestError(_not_one(model, text))
+
+
+def _existing(model: TransparentLlm, token_id: int) -> int:
+    if not 0 <= token_id < model.info.d_vocab:
+        raise RequestError(
+            f"Token id {token_id} does not exist: the vocabulary of {model.info.name} has ids 0 to {model.info.d_vocab - 1}."
+        )
+    return token_id
+
+
+def _used(model: TransparentLlm, text: str, ids: dict[str, int]) -> int:
+    """Some vocabularies show two tokens alike; the one that the tokenizer would use is meant."""
+    # Tokenizers of the sentencepiece kind put the space in front themselves.
+    for candidate in (text, text.removeprefix(" ")):
+        for token_id in model.encode(candidate) if candidate else []:
+            if model.texts([token_id]) == [text]:
+                return token_id
+    return ids[text]
 
 
 def _vocabulary(model: TransparentLlm) -> dict[str, int]:
@@ -50,15 +78,14 @@ def _vocabulary(model: TransparentLlm) -> dict[str, int]:
         return _ids_by_text[model]
 
 
-def _not_one(model: TransparentLlm, text: str, ids: dict[str, int]) -> str:
-    near = next((other for other in (f" {text}", text.strip()) if other in ids), None)
-    if near is not None:
-        return f'"{text}" is not a token of {model.info.name}, but "{near}" is: spaces belong to tokens. Type that.'
+def _not_one(model: TransparentLlm, text: str) -> str:
     pieces = _without_added(model.texts(model.encode(text)), text)
-    shown = ", ".join(f'"{piece}"' for piece in pieces)
+    shown = ", ".join(map(quoted, pieces))
     if len(pieces) == 1:
-        return f'"{text}" is not a token of {model.info.name}, which reads it as {shown}. Type that.'
-    return f'"{text}" is not one token of {model.info.name} but {len(pieces)}: {shown}. Type one of them.'
+        return (
+            f"{quoted(text)} is not a token of {model.info.name}, which reads it as {shown}. Name that, or a token's number, as in id:42."
+        )
+    return f"{quoted(text)} is {len(pieces)} tokens: {shown}. Name a single one, by its text or, as in id:42, by its number."
 
 
 def _without_added(pieces: list[str], text: str) -> list[str]:

@@ -267,6 +267,36 @@ def test_demo_mode_offers_its_prompts_only(start: Start) -> None:
     assert "prepared prompts only" in message
 
 
+def test_demo_mode_says_that_it_is_one_what_is_off_and_why(start: Start) -> None:
+    at = start(ROOT / "config" / "demo.json", prompt=None)
+    (note,) = (info.value for info in at.sidebar.info if "**Demo.**" in info.value)
+    for part in ("since anybody may use this server", "writing prompts", "opening prompt files", "adding and unloading models"):
+        assert part in note
+    assert "choose one under Examples" in at.text_area(key="prompt").help
+    assert "others cannot be added" in at.selectbox(key="model").help
+    assert not at.get("file_uploader")
+    at.button(key="memory").click()
+    at = answered(at)
+    assert at.button(key="unload_0").disabled
+    assert "Off in this demo" in at.button(key="unload_0").help
+    assert not any("no prompts" in warning.value for warning in at.warning)
+
+
+def test_elsewhere_nothing_is_said_of_a_demo(start: Start) -> None:
+    at = start(DEMO)
+    assert not at.sidebar.info
+    at.button(key="memory").click()
+    at = answered(at)
+    assert not at.button(key="unload_0").disabled
+    helps = [at.button(key="unload_0").help, at.text_area(key="prompt").help, at.selectbox(key="model").help]
+    assert not any("demo" in text for text in helps)
+
+
+def test_a_demo_without_prompts_says_what_to_do(start: Start) -> None:
+    at = start({**DEMO, "demo_mode": True}, prompt=None)
+    assert any("preloaded_dataset_filename" in warning.value for warning in at.warning)
+
+
 def test_a_cancelled_question_can_be_asked_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     at = start(DEMO)
     conversation = at.session_state["conversation"]

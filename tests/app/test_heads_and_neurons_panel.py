@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from test_explore import DEMO, answered, errors, start, trace  # noqa: F401
 
 import llm_tt
+from app.markup import signed
 from app.panels import heads as panel
 from llm_tt.engine.messages import HeadReport
 from llm_tt.lens.token_table import TokenTable
@@ -154,6 +155,32 @@ def test_an_ffn_block_shows_its_neurons_and_more_on_request(
     assert_words(at, *promoted_and_suppressed(trace.model, row.activations[neuron] * direction, post, 15))
     at.segmented_control(key="neuron_words").set_value("its output direction")
     assert_words(answered(at), *promoted_and_suppressed(trace.model, direction, post, 15))
+
+
+def test_neurons_of_the_target_show_their_effects_and_can_be_ordered_by_them(start: Start, trace: llm_tt.Trace) -> None:  # noqa: F811
+    at = select(start(DEMO), type="node", node="M2_14")
+    at.selectbox(key="why_contrast").set_value("·Grace")
+    at.segmented_control(key="inspector_Tokens_Neurons").set_value("Neurons")
+    at = answered(at)
+    effects, row = llm_tt.neuron_effects(trace, 2, -1, " Mary", " Grace"), llm_tt.neurons_at(trace, 2, 14)
+    table = tables(at, "neuron")[0]
+    numbers = [int(name.split()[1]) for name in table["neuron"]]
+    assert numbers == row.contributions.argsort(descending=True, stable=True)[:20].tolist()
+    assert table["effect"].tolist() == pytest.approx(effects[numbers].tolist(), abs=1e-6)
+    assert any(f"their direct effect {signed(float(effects.sum()))}." in caption.value for caption in at.caption)
+    at.segmented_control(key="neuron_order").set_value("effect")
+    at = answered(at)
+    table = tables(at, "neuron")[0]
+    best = np.argsort(-np.abs(effects), kind="stable")[:20].tolist()
+    assert table["neuron"].tolist() == [f"neuron {neuron}" for neuron in best]
+    assert table["effect"].tolist() == pytest.approx(effects[best].tolist(), abs=1e-6)
+    at = click_row(at, f"neurons_2_14_effect_{trace.model.encode(' Mary')[1]}_{trace.model.encode(' Grace')[1]}", 2)
+    assert any(f"direct effect **{signed(float(effects[best[2]]))}** on `·Mary − ·Grace`" in line.value for line in at.markdown)
+    at = select(at, type="node", node="M2_13")
+    assert "effect" not in tables(at, "neuron")[0]
+    assert "neuron_order" not in {control.key for control in at.segmented_control}
+    at = select(at, type="node", node="M2_14")
+    assert at.segmented_control(key="neuron_order").value == "effect"
 
 
 def test_a_layer_without_neurons_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

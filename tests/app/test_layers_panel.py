@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import llm_tt
-from app.markup import plotly_text
+from app.markup import plotly_text, probability
 from app.panels import layers
 from llm_tt.lens.layer_tables import LensGrid
 from llm_tt.text import visible
@@ -92,7 +92,7 @@ def test_the_grid_shows_the_librarys_numbers_upwards(start: Callable, trace: llm
     told = squares["text"][nodes.index("I2_6")]
     assert f"p = {grid.top_probabilities[3, 6]:.3f}" in told
     assert f"entropy {grid.entropies[3, 6]:.2f} bits" in told
-    assert f"p = {grid.probabilities[3, 6]:.2g}, rank {grid.ranks[3, 6]:,}" in told
+    assert f"p = {plotly_text(probability(float(grid.probabilities[3, 6])))}, rank {grid.ranks[3, 6]:,}" in told
 
 
 @pytest.mark.parametrize("measure", ["entropy", "probability", "rank"])
@@ -193,11 +193,43 @@ def test_long_prompts_are_shown_through_a_window_with_the_target_in_it(n_rows: i
 def test_the_selected_node_is_framed() -> None:
     grid = made_grid(3, ("a", "b", "c", "d"))
     figure: Any = layers.grid_figure(grid, "top", range(4), 3, 50, {"type": "node", "node": "I1_2"})
-    (frame,) = figure.layout.shapes
-    assert (frame.x0, frame.x1, frame.y0, frame.y1) == (1.5, 2.5, 1.5, 2.5)
+    squares = figure.data[1]
+    (place,) = squares.selectedpoints
+    assert (squares.x[place], squares.y[place], squares.customdata[place]) == (2, 2, "I1_2")
     for other in ({"type": "node", "node": "M1_2"}, {"type": "edge", "from": "X0_0", "to": "A0_1", "key": "attention"}, None):
-        assert not layers.grid_figure(grid, "top", range(4), 3, 50, other).layout.shapes  # type: ignore[attr-defined]
-    assert not layers.grid_figure(grid, "top", range(2), 1, 50, {"type": "node", "node": "I1_2"}).layout.shapes  # type: ignore[attr-defined]
+        assert not layers.grid_figure(grid, "top", range(4), 3, 50, other).data[1].selectedpoints  # type: ignore[attr-defined]
+    assert not layers.grid_figure(grid, "top", range(2), 1, 50, {"type": "node", "node": "I1_2"}).data[1].selectedpoints  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0, "0.000"), (4e-4, "<0.001"), (6e-4, "0.001"), (0.12345, "0.123"), (1, "1.000")])
+def test_probabilities_have_three_decimals(value: float, shown: str) -> None:
+    assert probability(value) == shown
+
+
+def test_a_click_selects_and_leaves_the_chart_as_it_is(start: Callable) -> None:
+    """Another figure would be another chart to Streamlit, and the page would jump."""
+    at = start()
+    before = at.get("plotly_chart")[0].proto
+    at = click(at, "I1_4")
+    after = at.get("plotly_chart")[0].proto
+    assert at.session_state["selection"] == {"type": "node", "node": "I1_4"}
+    assert (after.id, after.spec) == (before.id, before.spec)
+    at.session_state["selection"] = {"type": "node", "node": "I2_5"}
+    squares = charts(answered(at))[0]["data"][1]
+    assert [squares["customdata"][place] for place in squares["selectedpoints"]] == ["I2_5"]
+    marked = at.get("plotly_chart")[0].proto.id
+    at = click(at, "X0_3")
+    assert at.get("plotly_chart")[0].proto.id == marked
+    at = click(at, None)
+    assert at.session_state["selection"] is None
+
+
+def click(at: AppTest, node: str | None) -> AppTest:
+    """As the browser tells of a click; AppTest itself has no charts to click."""
+    at.session_state[layers.KEY] = {"selection": {"points": [] if node is None else [{"customdata": node}]}}
+    at.session_state["layers_clicked"] = {"type": "node", "node": node} if node else None
+    at.session_state["selection"] = at.session_state["layers_clicked"]
+    return answered(at)
 
 
 @pytest.mark.parametrize("text", ["<script>alert(1)</script>", "<b>", "&lt;", "a & b", '<a href="x">'])

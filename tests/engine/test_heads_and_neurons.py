@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import reference
+from direct_effects_by_hand import Head, brute_force
 
 from llm_tt.config import AppConfig, ModelSpec
 from llm_tt.demo import MODEL_DIR
@@ -26,6 +27,7 @@ from llm_tt.engine.messages import (
 from llm_tt.errors import RequestError
 from llm_tt.flow import heads
 from llm_tt.lens import vocabulary
+from llm_tt.lens.direct_effects import LogitQuestion
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models import load_model
 from llm_tt.models.bridge import BridgeLlm
@@ -178,6 +180,40 @@ def test_a_neuron_writes_what_the_plain_model_says(
     assert report.promoted.texts == report.direction_suppressed.texts
 
 
+@families
+def test_neurons_tell_their_effects_on_what_is_in_question_and_can_be_ordered_by_them(
+    name: str, answering: LocalEngine, plain_prompt: Callable, plain: Callable
+) -> None:
+    position, token, contrast = 3, 5, 23
+    question = LogitQuestion(position, token, contrast)
+    exact = brute_force(Head.of(plain(name)), plain_prompt(name), position, token, contrast)
+    for layer, effects in enumerate(exact.neurons):
+        report = answering.answer(InspectNeurons(key(name), layer, position, 7, question))
+        assert [share.contribution for share in report.neurons] == sorted((share.contribution for share in report.neurons), reverse=True)
+        assert report.effects == pytest.approx([float(effects[share.neuron]) for share in report.neurons], abs=1e-4)
+        assert report.total_effect == pytest.approx(float(effects.sum()), abs=1e-4)
+        # All neurons are ordered, not only those that would be shown.
+        ordered = answering.answer(InspectNeurons(key(name), layer, position, 7, question, "effect"))
+        assert ordered.effects == pytest.approx(effects[effects.abs().topk(7).indices].tolist(), abs=1e-4)
+        assert ordered.effects == pytest.approx([float(effects[share.neuron]) for share in ordered.neurons], abs=1e-4)
+        assert (ordered.total, ordered.n_active) == (report.total, report.n_active)
+        for share in ordered.neurons[:2]:
+            one = answering.answer(InspectNeuron(key(name), layer, position, share.neuron, logit=question))
+            assert (one.effect, one.share) == (pytest.approx(float(effects[share.neuron]), abs=1e-4), share)
+
+
+def test_neurons_have_no_effects_without_a_question_or_elsewhere(answering: LocalEngine) -> None:
+    for position, question in ((3, None), (2, LogitQuestion(3, 5))):
+        report = answering.answer(InspectNeurons(key("gpt2"), 1, position, logit=question))
+        assert (report.effects, report.total_effect) == (None, None)
+        assert answering.answer(InspectNeuron(key("gpt2"), 1, position, 4, logit=question)).effect is None
+        with pytest.raises(RequestError) as caught:
+            answering.answer(InspectNeurons(key("gpt2"), 1, position, logit=question, by="effect"))
+        assert str(caught.value) == (
+            f"Neurons of token {position} have no direct effect to be ordered by: only those of the target have. Order them by contribution."
+        )
+
+
 def test_a_layer_without_neurons_says_so(answering: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     answering.answer(InspectHeads(key("gpt2"), 0, 0))
     monkeypatch.setattr(FfnShape, "n_neurons", 0)
@@ -226,6 +262,7 @@ def test_each_question_takes_less_than_300_ms_on_the_demo_model_and_runs_the_mod
         lambda layer: InspectHead(trace, layer, None, last, source=2),
         lambda layer: InspectNeurons(trace, layer, last),
         lambda layer: InspectNeuron(trace, layer, last, 3),
+        lambda layer: InspectNeurons(trace, layer, last, logit=LogitQuestion(last), by="effect"),
     ):
         seconds: list[float] = []
         for layer in range(4):

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import reference
 import torch
+from direct_effects_by_hand import Expected, Head, brute_force
 from families import token_ids
 from own_activations import in_float64
-from reference import Run
-from torch import Tensor, nn
+from torch import Tensor
 
 import llm_tt
 from llm_tt.errors import RequestError
 from llm_tt.flow.graph import EdgeKind
-from llm_tt.lens.direct_effects import typed_token
-from llm_tt.lens.effects import find_token
+from llm_tt.lens.effects import strongest
 from llm_tt.models.transparent_llm import TransparentLlm
 
 NAMES = (
@@ -44,89 +42,6 @@ every_name = pytest.mark.parametrize("name", NAMES)
 N_TOKENS = 9
 TARGETS = (0, 4, 8)
 TOKEN, CONTRAST = 5, 23
-_FINAL_NORMS = ("transformer.ln_f", "model.norm", "gpt_neox.final_layer_norm", "model.decoder.final_layer_norm")
-
-
-@dataclass(frozen=True, eq=False)
-class Head:
-    """A plain model's final norm and unembedding, float64."""
-
-    norm: nn.Module
-    unembedding: Tensor
-    unembedding_bias: Tensor
-    scale: float
-    cap: float | None
-
-    @classmethod
-    def of(cls, model: Any) -> Head:
-        (norm,) = (module for name, module in model.named_modules() if name in _FINAL_NORMS)
-        head = model.get_output_embeddings()
-        config = model.config
-        scale = getattr(config, "logit_scale", None) or 1.0
-        bias = torch.zeros(len(head.weight), dtype=torch.float64) if head.bias is None else head.bias.detach().double()
-        scale = scale / (getattr(config, "logits_scaling", None) or 1.0)
-        return cls(norm, head.weight.detach().double(), bias, scale, getattr(config, "final_logit_softcapping", None))
-
-    def _weight(self) -> Tensor:
-        weight = self.norm.weight.detach().double()  # type: ignore[union-attr, operator]
-        return 1 + weight if type(self.norm).__name__.startswith("Gemma") else weight
-
-    def effects(self, parts: Tensor, whole: Tensor, direction: Tensor) -> Tensor:
-        """[..., d] -> [...]: each part under the norm of the whole, on the part of the vocabulary that `direction` [V] picks."""
-        if "LayerNorm" in type(self.norm).__name__:
-            parts, whole = parts - parts.mean(-1, keepdim=True), whole - whole.mean()
-        eps = next(getattr(self.norm, name) for name in ("eps", "variance_epsilon") if hasattr(self.norm, name))
-        return self.scale * (parts / (whole.square().mean() + eps).sqrt() * self._weight()) @ (self.unembedding.T @ direction)
-
-    def biases(self, direction: Tensor) -> float:
-        bias = getattr(self.norm, "bias", None)
-        own = torch.zeros(self.unembedding.shape[1], dtype=torch.float64) if bias is None else bias.detach().double()
-        return float(self.scale * (self.unembedding @ own + self.unembedding_bias) @ direction)
-
-    def uncapped(self, logits: Tensor) -> Tensor:
-        return logits if self.cap is None else self.cap * torch.atanh(logits / self.cap)
-
-
-@dataclass(frozen=True, eq=False)
-class Expected:
-    heads: Tensor
-    attention_bias: Tensor
-    ffn: Tensor
-    neurons: tuple[Tensor, ...]
-    embedding: float
-    biases: float
-    logit: float
-    pre: tuple[float, ...]
-    """of the residual stream before each layer, and after the last"""
-    mid: tuple[float, ...]
-
-
-def direction(n_vocab: int, token: int, contrast: int | None) -> Tensor:
-    result = torch.zeros(n_vocab, dtype=torch.float64)
-    result[token] = 1
-    if contrast is not None:
-        result[contrast] = -1
-    return result
-
-
-def brute_force(head: Head, run: Run, target: int, token: int, contrast: int | None) -> Expected:
-    wanted = direction(run.logits.shape[1], token, contrast)
-    whole = run.layers[-1].post[target]
-
-    def effects(parts: Tensor) -> Tensor:
-        return head.effects(parts, whole, wanted)
-
-    return Expected(
-        heads=torch.stack([effects(reference.attention_parts(layer)[target]).T for layer in run.layers]),
-        attention_bias=torch.stack([effects(reference.attention_bias(layer)[target]) for layer in run.layers]),
-        ffn=torch.stack([effects(layer.ffn_out[target]) for layer in run.layers]),
-        neurons=tuple(effects(reference.neuron_parts(layer)[target]) for layer in run.layers),
-        embedding=float(effects(run.layers[0].pre[target])),
-        biases=head.biases(wanted),
-        logit=float(head.uncapped(run.logits[target]) @ wanted),
-        pre=tuple(float(effects(layer.pre[target])) for layer in run.layers),
-        mid=tuple(float(effects(layer.mid[target])) for layer in run.layers),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +77,37 @@ def test_every_part_has_the_effect_of_its_vector(name: str, target: int, contras
         neurons = llm_tt.neuron_effects(made, layer, target, TOKEN, contrast)
         assert neurons.dtype == np.float32
         assert_close(neurons, exact.neurons[layer], scale)
+
+
+@every_name
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("contrast", [None, CONTRAST], ids=["logit", "difference"])
+def test_neurons_and_the_output_bias_have_the_effect_of_their_block(
+    name: str, target: int, contrast: int | None, trace: Callable, expected: Callable
+) -> None:
+    made: llm_tt.Trace = trace(name, N_TOKENS)
+    block, exact = llm_tt.direct_effects(made, target, TOKEN, contrast), expected(name, target, TOKEN, contrast)
+    for layer in range(made.n_layers):
+        neurons = llm_tt.neuron_effects(made, layer, target, TOKEN, contrast)
+        scale = max(1.0, float(np.abs(neurons).max()))
+        assert_close(neurons.sum(dtype=np.float64) + float(exact.ffn_bias[layer]), block.ffn[layer], scale)
+    if name in ("gpt2", "llama", "gpt_oss"):
+        assert float(exact.ffn_bias.abs().max()) > 1e-3
+
+
+def test_the_strongest_neurons_are_those_of_the_largest_size() -> None:
+    effects = np.array([0.1, -3.0, 2.0, 0.0, 3.0, -2.0], np.float32)
+    assert strongest(effects, 4) == [1, 4, 2, 5]
+    assert (strongest(effects, 0), strongest(effects, -1), len(strongest(effects, 99))) == ([], [], 6)
+
+
+def test_effects_of_neurons_are_computed_once_and_are_the_callers_own(trace: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: llm_tt.Trace = trace("llama", N_TOKENS)
+    first = llm_tt.neuron_effects(made, 1, -1, 11, 12)
+    monkeypatch.setattr(type(made.model), "neurons", lambda *arguments: pytest.fail("computed again"))
+    changed = llm_tt.neuron_effects(made, 1, N_TOKENS - 1, "id:11", 12)
+    changed[:] = 0
+    assert llm_tt.neuron_effects(made, -2, -1, 11, 12).tolist() == first.tolist() != changed.tolist()
 
 
 @every_name
@@ -303,34 +249,7 @@ def test_an_answer_is_plain_values_too(trace: Callable) -> None:
     assert summed == pytest.approx(told["logit"], abs=1e-3)
 
 
-# --- tokens by text
-
-
-def test_texts_that_are_single_tokens(demo: llm_tt.Trace) -> None:
-    llm = demo.model
-    (spaced,) = llm.encode(" Mary")[1:]
-    (bare,) = llm.encode("Mary")[1:]
-    assert find_token(llm, " Mary") == (spaced, None)
-    assert find_token(llm, "Mary") == (bare, '"Mary" was taken as it stands; " Mary", with a space in front, is another token.')
-    assert find_token(llm, "<bos>")[0] == llm.encode("<bos>")[0]
-    assert find_token(llm, spaced) == (spaced, None)
-    assert llm_tt.direct_effects(demo, token="Mary").notes == (find_token(llm, "Mary")[1],)
-
-
-def test_a_text_that_is_a_token_only_with_a_space_in_front(model: Callable) -> None:
-    llm = model("gpt2")
-    (spaced,) = llm.encode(" Mary")
-    assert len(llm.encode("Mary")) > 1
-    assert find_token(llm, "Mary") == (spaced, '" Mary", with a space in front, was taken: "Mary" alone is not a token.')
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma", "mistral", "phi3"])
-def test_every_token_of_a_prompt_is_found_by_its_text(name: str, model: Callable) -> None:
-    """Whatever the tokenizer does with spaces in front of words."""
-    llm: TransparentLlm = model(name)
-    token_ids = llm.encode("the store Mary")
-    for token_id, text in zip(token_ids[1:], llm.texts(token_ids)[1:], strict=True):
-        assert find_token(llm, text)[0] == token_id
+# --- what is refused
 
 
 @pytest.mark.parametrize(
@@ -359,8 +278,3 @@ def test_what_cannot_be_explained_gets_a_sentence(question: dict[str, Any], mess
 def test_neurons_of_a_layer_that_is_not_there(demo: llm_tt.Trace) -> None:
     with pytest.raises(RequestError, match=r"Layer 4 does not exist: the model has 4 layers, 0 to 3\."):
         llm_tt.neuron_effects(demo, 4)
-
-
-@pytest.mark.parametrize(("typed", "token"), [("id:42", 42), (" Mary", " Mary"), ("id:", "id:"), ("id:x", "id:x"), ("42", "42"), ("", "")])
-def test_a_token_is_typed_as_text_or_by_number(typed: str, token: int | str) -> None:
-    assert typed_token(typed) == token

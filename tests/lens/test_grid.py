@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from affine import AffineLlm
 from families import N_VOCAB
 from torch import Tensor
 
@@ -22,7 +21,6 @@ import llm_tt
 from llm_tt.errors import RequestError
 from llm_tt.flow.graph import Node
 from llm_tt.lens import grid as grid_module
-from llm_tt.lens.named_tokens import find_token
 from llm_tt.progress import Cancelled
 
 # LayerNorm with biases; RMS norm with biases; norms after the blocks and soft caps; attention and FFN in parallel.
@@ -213,73 +211,6 @@ def test_trajectories_as_json(trace: Callable) -> None:
     assert [token["id"] for token in data["tokens"]] == [CHOSEN, 3]
     assert data["tokens"][1]["ranks"] == result.ranks[:, 1].tolist()
     assert data["tokens"][0]["probabilities"] == pytest.approx(result.probabilities[:, 0].tolist())
-
-
-# --- the token that is meant
-
-
-class Spelled(AffineLlm):
-    """A vocabulary that is written down; encodes by the longest piece, with a start token in front."""
-
-    vocabulary = ("<s>", " Mary", "Ma", "ry", " ", "x", "x", "\n")
-
-    def __init__(self) -> None:
-        super().__init__(torch.eye(len(self.vocabulary)))
-
-    def texts(self, token_ids: Any) -> list[str]:
-        return [self.vocabulary[token_id] for token_id in token_ids]
-
-    def encode(self, text: str) -> list[int]:
-        ids = [0]
-        while text:
-            # Of two that look alike the tokenizer uses the later one.
-            piece = max(
-                range(len(self.vocabulary)),
-                key=lambda index: (text.startswith(self.vocabulary[index]) * len(self.vocabulary[index]), index),
-            )
-            ids.append(piece)
-            text = text[len(self.vocabulary[piece]) :]
-        return ids
-
-
-@pytest.mark.parametrize(
-    ("token", "found"),
-    [(" Mary", 1), ("Ma", 2), ("\n", 7), (" ", 4), ("<s>", 0), ("x", 6), (0, 0), (7, 7), (np.int64(3), 3), ("·Mary", 1), ("⏎", 7)],
-)
-def test_a_token_is_found_by_its_exact_text_or_id(token: Any, found: int) -> None:
-    assert find_token(Spelled(), token) == found
-
-
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [
-        ("Mary", '"Mary" is not a token of affine, but " Mary" is: spaces belong to tokens. Type that.'),
-        (" Ma", '" Ma" is not a token of affine, but "Ma" is: spaces belong to tokens. Type that.'),
-        ("Maryx", '"Maryx" is not one token of affine but 3: "Ma", "ry", "x". Type one of them.'),
-        ("", 'No token is named. Type its text, with the space in front if it has one, for example " the".'),
-        (8, "There is no token 8: the vocabulary of affine has ids 0 to 7."),
-        (-1, "There is no token -1: the vocabulary of affine has ids 0 to 7."),
-    ],
-)
-def test_what_is_no_token_gets_a_sentence_with_its_pieces(token: int | str, message: str) -> None:
-    with pytest.raises(RequestError) as error:
-        find_token(Spelled(), token)
-    assert str(error.value) == message
-
-
-@families
-def test_every_token_of_a_real_tokenizer_is_found_by_its_text(name: str, model: Callable) -> None:
-    llm = model(name)
-    texts = llm.texts(range(N_VOCAB))
-    for token_id, text in enumerate(texts):
-        found = find_token(llm, text)
-        assert texts[found] == text
-        assert found == token_id or texts.count(text) > 1
-
-
-def test_a_surrogate_is_explained(model: Callable) -> None:
-    with pytest.raises(RequestError, match="not UTF-8"):
-        find_token(model("gpt2"), "\ud800")
 
 
 def test_strings_are_taken_where_ids_are(trace: Callable) -> None:
