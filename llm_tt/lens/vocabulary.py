@@ -73,7 +73,7 @@ def predictions(trace: Trace, position: int, k: int) -> TokenTable:
     Raises:
         RequestError: no such position.
     """
-    return top_tokens(trace.model, trace.blocks[-1].resid_post[trace.position(position)], k)
+    return top_tokens(trace.model, trace.blocks[-1].post([trace.position(position)])[0], k)
 
 
 def _table(model: TransparentLlm, scores: Tensor, token_ids: Tensor) -> TokenTable:
