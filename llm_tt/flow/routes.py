@@ -193,7 +193,7 @@ def _flow_limit(threshold: float) -> Limit:
 
 
 def _follow(trace: Trace, targets: list[int], limit: Limit, columns: _Columns | None, progress: Progress) -> float:
-    """Walk down from the targets, which share flow 1, along the edges that pass; add them to `columns`, if any. The flow that arrives at the embeddings.
+    """Walk down from the targets, which share flow 1, along the edges that pass; add them to `columns`, if any. Returns the flow that arrives.
 
     Flow is passed on in shares as they are, never renormalised.
     """
