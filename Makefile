@@ -46,6 +46,7 @@ frontend: $(VENV)/.app ## build the graph component, if its sources changed
 bench: $(VENV)/.dev ## measure; each benchmark prints ratios from one run
 	$(BIN)/python -m benchmarks.extraction --shape gpt2-small llama-88m --tokens 512 1024 2048
 	$(BIN)/python -m benchmarks.materialising
+	$(BIN)/python -m benchmarks.latency --tokens 512 2048
 	$(BIN)/python -m benchmarks.loading
 
 families: $(VENV)/.dev ## try every family that can be made tiny; writes docs/families.md (minutes)

@@ -62,12 +62,14 @@ def _spread_heads(output: torch.Tensor, n_heads: int) -> None:
 
 
 def tokenizer(vocabulary_size: int) -> Any:
-    """A tokenizer with that many words, loaded from a folder as TransformerLens wants it."""
-    from tokenizers import Tokenizer, models
+    """A tokenizer with that many words, `w2` with id 2 and so on, loaded from a folder as TransformerLens wants it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    words = {f"w{index}": index for index in range(vocabulary_size)}
-    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), unk_token="w0", eos_token="w1")
+    words = {"<unk>": 0, "<eos>": 1} | {f"w{index}": index for index in range(2, vocabulary_size)}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="<eos>")
     with tempfile.TemporaryDirectory() as folder:
         fast.save_pretrained(Path(folder))
         return AutoTokenizer.from_pretrained(folder)

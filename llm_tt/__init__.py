@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llm_tt.flow.head_roles import HeadRoles, head_roles
     from llm_tt.flow.heads import attention_map, contribution_map, head_outputs, head_shares
     from llm_tt.flow.propagation import flow_over_sources, propagate
-    from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
+    from llm_tt.flow.routes import extract_routes, extract_routes_by_mass, extract_routes_to_span
     from llm_tt.lens.direct_effects import DirectEffects
     from llm_tt.lens.effects import direct_effects, neuron_effects
     from llm_tt.lens.grid import lens_grid, token_trajectories
@@ -61,6 +61,7 @@ _HOME = {
     "direct_effects": "llm_tt.lens.effects",
     "extract_routes": "llm_tt.flow.routes",
     "extract_routes_by_mass": "llm_tt.flow.routes",
+    "extract_routes_to_span": "llm_tt.flow.routes",
     "ffn_contributions": "llm_tt.flow.contributions",
     "flow_over_sources": "llm_tt.flow.propagation",
     "generate": "llm_tt.models.generation",
@@ -105,6 +106,7 @@ __all__ = [
     "direct_effects",
     "extract_routes",
     "extract_routes_by_mass",
+    "extract_routes_to_span",
     "ffn_contributions",
     "flow_over_sources",
     "generate",

@@ -53,7 +53,7 @@ def inspect_node(question: InspectNode, trace: Trace) -> NodeReport:
     node = _checked(question.node, trace)
     layer, position, model = node.layer, node.position, trace.model
     text = trace.token_texts[position]
-    before = trace.resid_pre(layer)[position]
+    before = trace.pre(layer, [position])[0]
     effects = None if question.logit is None else explain_logit(trace, question.logit)
     if effects is not None and effects.target != position:
         effects = None
@@ -62,9 +62,9 @@ def inspect_node(question: InspectNode, trace: Trace) -> NodeReport:
         return NodeReport(question.node, text, top, None, None, None, None if effects is None else effects.embedding)
     block = trace.blocks[layer]
     if node.kind == "A":
-        kind, part, whole = "attention", block.attn_out[position], block.resid_mid[position]
+        kind, part, whole = "attention", block.attn_out[position], block.mid([position])[0]
     else:
-        kind, part, before, whole = "FFN", block.ffn_out[position], block.resid_mid[position], block.resid_post[position]
+        kind, part, before, whole = "FFN", block.ffn_out[position], block.mid([position])[0], block.post([position])[0]
     promoted, suppressed = promoted_and_suppressed(model, part, whole, question.n_effects, question.normalize)
     top = None if node.kind == "M" else top_tokens(model, whole, question.n_top, before, question.normalize)
     effect = None if effects is None else float(effects.attention(layer) if kind == "attention" else effects.ffn[layer])
@@ -134,7 +134,7 @@ def inspect_head(question: InspectHead, trace: Trace) -> HeadReport:
     promoted, suppressed = promoted_and_suppressed(
         trace.model,
         outputs.sum(0) if head is None else outputs[head],
-        trace.blocks[layer].resid_mid[position],
+        trace.blocks[layer].mid([position])[0],
         question.n_effects,
         question.normalize,
     )
@@ -186,7 +186,7 @@ def inspect_neuron(question: InspectNeuron, trace: Trace) -> NeuronReport:
 
     layer, position = trace.layer(question.layer), trace.position(question.position)
     direction = neuron_direction(trace, layer, position, question.neuron)
-    share, whole = neuron_share(trace, layer, position, question.neuron), trace.blocks[layer].resid_post[position]
+    share, whole = neuron_share(trace, layer, position, question.neuron), trace.blocks[layer].post([position])[0]
     added, bare = (
         promoted_and_suppressed(trace.model, part, whole, question.n_effects, question.normalize)
         for part in (share.activation * direction, direction)

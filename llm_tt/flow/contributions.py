@@ -11,7 +11,8 @@ sum of small terms, ||x||_1 - ||x - p||_1 = sum_k min(q_k, 2|x_k| - q_k), which 
     sum_k q_k  -  2 sum_k max(0, |p_k| - |x_k|)  <=  ||x||_1 - ||x - p||_1  <=  sum_k q_k.
 
 For attention parts p = alpha * v @ W_O the upper bound is alpha * v . (W_O @ s), two small matrix products for all sources, heads and positions:
-where it is not positive the proximity is zero, and where the two bounds agree it is the proximity. Only the rest is summed element by element.
+where it is not positive the proximity is zero, and where the two bounds agree it is the proximity. Only the rest is summed, over the entries where
+|p_k| can be larger than |x_k| if these are few, else element by element. Rows of attention are read for a few positions at a time.
 A norm that attention's output passes, its scale frozen, multiplies s; a gate on the heads multiplies W_O @ s. All arithmetic is float32.
 """
 
@@ -39,10 +40,15 @@ _BOUND_AGREEMENT = 1e-6
 """Relative distance of the two bounds at which the upper one is taken for the proximity"""
 _NEGLIGIBLE_TOTAL = 1e-7
 """Parts that all together have less than this share of their node may be off by it"""
-_UNIT_BYTES = 64 * 2**20
+_UNIT_BYTES = 16 * 2**20
 """Value-output vectors are made for as many heads at a time as fit into this"""
 _STRONG = 0.005
 """Contributions above this are kept apart once they were looked for: another threshold reads only them"""
+_NUMBERS = 2**21
+"""Rows of attention are read for so many positions at a time that they have about as many numbers as this"""
+_SMALL_ENTRIES, _FEW_ENTRIES = 64, 8
+"""A part that can be larger than the whole in this many entries at most is summed over these alone"""
+_OVERSHOOT_ROWS = 2**11
 _ROWS = 256
 """Parts summed element by element at a time: a few hundred rows of d floats stay in a core's cache"""
 
@@ -302,9 +308,9 @@ def table_of(trace: Trace) -> ContributionTable:
 def _ffn_rows(trace: Trace, layer: int, positions: list[int]) -> list[tuple[float, float]]:
     block = trace.blocks[layer]
     with torch.inference_mode():
-        whole = block.resid_post[positions].float()
+        whole = block.post(positions).float()
         ffn = proximity(block.ffn_out[positions].float(), whole)
-        residual = proximity(block.resid_mid[positions].float(), whole)
+        residual = proximity(block.mid(positions).float(), whole)
         total = ffn + residual
         total = torch.where(total > 0, total, 1.0)
         return list(zip((ffn / total).tolist(), (residual / total).tolist(), strict=True))
@@ -317,14 +323,14 @@ def _neuron_rows(trace: Trace, layer: int, positions: list[int]) -> list[NeuronR
 def _neuron_row(trace: Trace, layer: int, position: int) -> NeuronRow:
     block, model = trace.blocks[layer], trace.model
     with torch.inference_mode():
-        activations = model.neurons(layer, trace.ffn_input(layer)[position : position + 1]).activations[0]
+        activations = model.neurons(layer, trace.ffn_input(layer, [position])).activations[0]
         active = activations.nonzero(as_tuple=True)[0]
         weight = model.neuron_output(layer, None if len(active) == len(activations) else active)
-        whole = block.resid_post[position].float().to(weight.device)
+        whole = block.post([position])[0].float().to(weight.device)
         factor = None if block.ffn_norm is None else block.ffn_norm.rows([position]).to(weight.device)
         every = torch.arange(len(weight), device=weight.device)
         shares = scaled_proximity(weight, activations[active].to(weight.device), whole[None], every, torch.zeros_like(every), factor)
-        total = shares.sum() + proximity(block.resid_mid[position].float().to(weight.device), whole)
+        total = shares.sum() + proximity(block.mid([position])[0].float().to(weight.device), whole)
         contributions = torch.zeros(len(activations))
         if total > 0:
             contributions[active.cpu()] = (shares / total).cpu()
@@ -333,24 +339,34 @@ def _neuron_row(trace: Trace, layer: int, position: int) -> NeuronRow:
 
 def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[AttentionRow]:
     block = trace.blocks[layer]
-    n_sources = positions[-1] + 1
     with torch.inference_mode():
-        whole = block.resid_mid[positions].float()
-        residual = proximity(trace.resid_pre(layer)[positions].float(), whole)
-        alpha = block.pattern.rows(positions)[..., :n_sources]
         weight, _ = trace.model.attention_output(layer)
-        factors = None if block.attn_norm is None else block.attn_norm.rows(positions)
-        gate = None if block.gate is None else block.gate[positions].float().transpose(0, 1)
-        edges = _edge_proximities(alpha, block.values[:, :n_sources], weight, whole, residual, factors, gate)
-        total = edges.sum((1, 2)) + residual
-        total = torch.where(total > 0, total, 1.0)
-        edges = (edges / total[:, None, None]).cpu()
-        residuals = (residual / total).tolist()
-        # Cloned, since a slice would keep the rows of all positions alive.
-        return [
-            AttentionRow(edges[index, : position + 1].clone(), share)
-            for index, (position, share) in enumerate(zip(positions, residuals, strict=True))
-        ]
+        pattern, values = block.pattern, block.values[:, : positions[-1] + 1].float()
+        largest = _largest_entries(values, weight)
+        rows: list[AttentionRow] = []
+        size = max(1, _NUMBERS // (len(weight) * (positions[-1] + 1)))
+        for piece in (positions[start : start + size] for start in range(0, len(positions), size)):
+            n_sources = piece[-1] + 1
+            whole = block.mid(piece).float()
+            residual = proximity(trace.pre(layer, piece).float(), whole)
+            alpha = pattern.rows(piece)[..., :n_sources]
+            factors = None if block.attn_norm is None else block.attn_norm.rows(piece)
+            gate = None if block.gate is None else block.gate[piece].float().transpose(0, 1)
+            edges = _edge_proximities(alpha, values[:, :n_sources], weight, whole, residual, factors, gate, largest[:, :n_sources])
+            total = edges.sum((1, 2)) + residual
+            total = torch.where(total > 0, total, 1.0)
+            edges = edges.div_(total[:, None, None]).cpu()
+            # Copied, since a slice would keep the rows of all positions alive.
+            rows += [
+                AttentionRow(edges[index, : position + 1].clone(memory_format=torch.contiguous_format), share)
+                for index, (position, share) in enumerate(zip(piece, (residual / total).tolist(), strict=True))
+            ]
+        return rows
+
+
+def _largest_entries(values: Tensor, weight: Tensor) -> Tensor:
+    """[H, J]: what no entry of values[h, j] @ weight[h] exceeds, by Cauchy and Schwarz."""
+    return values.norm(dim=-1).repeat_interleave(len(weight) // len(values), 0) * weight.square().sum(1).amax(-1).sqrt()[:, None]
 
 
 def _edge_proximities(
@@ -359,49 +375,125 @@ def _edge_proximities(
     weight: Tensor,
     whole: Tensor,
     residual: Tensor,
-    factors: Tensor | None = None,
-    gate: Tensor | None = None,
+    factors: Tensor | None,
+    gate: Tensor | None,
+    largest: Tensor,
 ) -> Tensor:
     """Proximities of the parts alpha[h, p, j] * (gate[h, p] * values[h, j]) @ weight[h] * factors[p] to whole[p].
 
     alpha: [H, P, J]; values: [K, J, E]; weight: [H, E, d]; whole: [P, d]; residual: [P], a lower bound of each node's total; factors: [P, d] and
-    gate: [H, P, E] or [H, P, 1], None for 1. Returns [P, J, H]. Vectors of width d are made only for the heads and sources whose bounds leave a
-    proximity open.
+    gate: [H, P, E] or [H, P, 1], None for 1; largest: [H, J] of `_largest_entries`. Returns [P, J, H]. Vectors of width d are made only for the
+    heads and sources whose bounds leave a proximity open.
     """
     n_heads, _, n_sources = alpha.shape
-    n_groups, values = values.shape[0], values.float()
-    n_shared = n_heads // n_groups
+    n_groups = values.shape[0]
     signs = _signs(whole) if factors is None else _signs(whole) * factors
     aligned = torch.einsum("pd,hed->hpe", signs, weight)
     if gate is not None:
         aligned = aligned * gate
     aligned = aligned.reshape(n_groups, -1, values.shape[-1])
-    upper = alpha * (aligned @ values.transpose(1, 2)).view_as(alpha)
-    # By Cauchy and Schwarz no entry of values @ weight is larger than this.
-    largest = values.norm(dim=-1).repeat_interleave(n_shared, 0) * weight.norm(dim=1).amax(-1)[:, None]
+    upper = (aligned @ values.transpose(1, 2)).view_as(alpha).mul_(alpha)
     bound = alpha * largest[:, None]
     if factors is not None:
-        bound = bound * factors.abs().amax(-1)[None, :, None]
+        bound *= factors.abs().amax(-1)[None, :, None]
     if gate is not None:
-        bound = bound * gate.abs().amax(-1)[..., None]
-    gap = _overshoot(whole, bound)
+        bound *= gate.abs().amax(-1)[..., None]
+    small = _SmallEntries.of(whole)
     negligible = _NEGLIGIBLE_TOTAL * residual / (n_heads * n_sources)
-    undecided = (upper > negligible[:, None]) & (gap > _BOUND_AGREEMENT * upper)
-    result = upper.clamp_min(0)
+    # Parts no entry of which is larger than the smallest of the whole are what their upper bound says.
+    head, position, source = ((bound > small.sizes[:, :1]) & (upper > negligible[:, None])).nonzero(as_tuple=True)
+    gap, n_larger = small.overshoot(position, bound[head, position, source])
+    undecided = gap > _BOUND_AGREEMENT * upper[head, position, source]
+    head, position, source, n_larger = (index[undecided] for index in (head, position, source, n_larger))
+    result = upper.clamp_(min=0)
     if gate is not None:
-        _sum_gated(result, undecided, alpha, values, weight, whole, factors, gate)
+        open_parts = torch.zeros_like(result, dtype=torch.bool)
+        open_parts[head, position, source] = True
+        _sum_gated(result, open_parts, alpha, values, weight, whole, factors, gate)
         return result.permute(1, 2, 0)
+    # Sorted by head, so that those of a few heads are a slice.
+    counts = torch.bincount(head, minlength=n_heads)
+    ends = [0, *counts.cumsum(0).tolist()]
     heads_at_a_time = max(1, _UNIT_BYTES // (n_sources * whole.shape[-1] * 4))
-    for heads in range(n_heads)[::heads_at_a_time]:
-        group = slice(heads, heads + heads_at_a_time)
-        head, position, source = undecided[group].nonzero(as_tuple=True)
-        pairs, unit = torch.unique(head * n_sources + source, return_inverse=True)
-        per_head = (pairs % n_sources).split(torch.bincount(pairs // n_sources, minlength=len(weight[group])).tolist())
-        units = torch.cat([values[i // n_shared, sources] @ weight[i] for i, sources in enumerate(per_head, heads)])
-        result[group][head, position, source] = scaled_proximity(
-            units, alpha[group][head, position, source], whole, unit, position, factors
-        )
+    for first in range(n_heads)[::heads_at_a_time]:
+        last = min(first + heads_at_a_time, n_heads)
+        here = slice(ends[first], ends[last])
+        if here.start == here.stop:
+            continue
+        h, p, j = head[here], position[here], source[here]
+        pairs, unit = torch.unique((h - first) * n_sources + j, return_inverse=True)
+        per_head = (pairs % n_sources).split(torch.bincount(pairs // n_sources, minlength=last - first).tolist())
+        n_shared = n_heads // n_groups
+        units = torch.cat([values[i // n_shared, sources] @ weight[i] for i, sources in enumerate(per_head, first)])
+        result[h, p, j] = _open_proximities(units, alpha[h, p, j], result[h, p, j], whole, unit, p, factors, n_larger[here], small.columns)
     return result.permute(1, 2, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _SmallEntries:
+    """The smallest entries of each of the vectors [P, d]."""
+
+    sizes: Tensor
+    """[P, m], from the smallest"""
+    sums: Tensor
+    """[P, m + 1] of the first 0, 1, ... sizes"""
+    columns: Tensor
+    """[P, m]: where they are"""
+
+    @classmethod
+    def of(cls, whole: Tensor) -> _SmallEntries:
+        sizes, columns = whole.abs().topk(min(_SMALL_ENTRIES, whole.shape[-1]), largest=False)
+        return cls(sizes, torch.nn.functional.pad(sizes.cumsum(-1), (1, 0)), columns)
+
+    def overshoot(self, position: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+        """How far a part's upper bound may be from its proximity, and how many entries of the whole may be smaller than the part's there.
+
+        The distance is 2 sum_k max(0, |p_k| - |x_k|) <= 2 sum_k max(0, t - |x_k|), t = max_k |p_k|; infinite where all the entries known here are
+        smaller than t. position: [N] of the part's whole; largest: [N], values of t or above.
+        """
+        gaps, counts = torch.empty_like(largest), torch.empty_like(position)
+        for start in range(0, len(position), _OVERSHOOT_ROWS):
+            piece = slice(start, start + _OVERSHOOT_ROWS)
+            at, t = position[piece], largest[piece]
+            n_larger = (self.sizes[at] < t[:, None]).sum(-1)
+            gap = 2 * (n_larger * t - self.sums[at].gather(1, n_larger[:, None])[:, 0])
+            gaps[piece] = torch.where(n_larger == self.sizes.shape[-1], torch.inf, gap)
+            counts[piece] = n_larger
+        return gaps, counts
+
+
+def _open_proximities(
+    units: Tensor,
+    scales: Tensor,
+    upper: Tensor,
+    wholes: Tensor,
+    unit: Tensor,
+    whole: Tensor,
+    factors: Tensor | None,
+    n_larger: Tensor,
+    columns: Tensor,
+) -> Tensor:
+    """[N]: as `scaled_proximity`, given the upper bounds and how many of the whole's smallest entries, at `columns`, may be smaller than the part's.
+
+    Where these are few, what the bound overshoots is summed over them alone: upper - 2 sum_k max(0, s_k p_k - |x_k|).
+    """
+    result = torch.empty_like(scales)
+    n_most = columns.shape[-1] if units.shape[-1] > _SMALL_ENTRIES else 0
+    few = n_larger < n_most
+    for n_columns in (_FEW_ENTRIES, n_most):
+        chosen = (few & (n_larger <= n_columns)).nonzero()[:, 0]
+        few[chosen] = False
+        for rows in chosen.split(max(1, _ROWS * units.shape[-1] // max(n_columns, 1))):
+            at, where = whole[rows], columns[whole[rows], :n_columns]
+            whole_there = wholes[at[:, None], where]
+            parts = units[unit[rows, None], where] * scales[rows, None]
+            if factors is not None:
+                parts *= factors[at[:, None], where]
+            beyond = (parts * _signs(whole_there) - whole_there.abs()).clamp_(min=0).sum(-1)
+            result[rows] = (upper[rows] - 2 * beyond).clamp_(min=0)
+    rest = (n_larger >= n_most).nonzero()[:, 0]
+    result[rest] = scaled_proximity(units, scales[rest], wholes, unit[rest], whole[rest], factors)
+    return result
 
 
 def _sum_gated(
@@ -423,16 +515,3 @@ def _sum_gated(
             units = (values[head // n_shared, source] * gate[head, position]) @ weight[head]
             every = torch.arange(len(units), device=units.device)
             result[head, position, source] = scaled_proximity(units, alpha[head, position, source], whole, every, position, factors)
-
-
-def _overshoot(whole: Tensor, largest: Tensor) -> Tensor:
-    """Bounds the distance of the upper bound from the proximity: 2 sum_k max(0, |p_k| - |x_k|) <= 2 sum_k max(0, t - |x_k|), t = max_k |p_k|.
-
-    whole: [P, d]; largest: [H, P, J], values of t or above. Returns [H, P, J].
-    """
-    sizes = whole.abs().sort(-1).values
-    sums = torch.nn.functional.pad(sizes.cumsum(-1), (1, 0))
-    flat = largest.transpose(0, 1).flatten(1).contiguous()
-    below = torch.searchsorted(sizes, flat)
-    bound = 2 * (below * flat - sums.gather(1, below))
-    return bound.view(largest.shape[1], largest.shape[0], -1).transpose(0, 1)

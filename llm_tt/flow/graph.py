@@ -139,6 +139,8 @@ class FlowGraph:
     """the share of the flow that the graph was to carry; `threshold` is then one of the flow of edges. None: of their contributions"""
     carried: float | None = None
     """the share of the flow that reaches the token embeddings when nothing is renormalised; None where that is not known"""
+    targets: tuple[int, ...] = ()
+    """of the union of the routes to several targets, `target` being the last of them; empty for a single one"""
 
     @property
     def n_tokens(self) -> int:

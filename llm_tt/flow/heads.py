@@ -104,7 +104,7 @@ def head_shares(trace: Trace, layer: int, position: int) -> list[HeadShare]:
 
 def n_heads(trace: Trace, layer: int) -> int:
     """Of one layer: some models have fewer in some layers."""
-    return len(trace.blocks[trace.layer(layer)].pattern.rows([0]))
+    return len(trace.model.attention_output(trace.layer(layer))[0])
 
 
 def map_window(trace: Trace, layer: int, position: int, source: int | None = None, side: int = MAX_SIDE) -> tuple[range, range]:

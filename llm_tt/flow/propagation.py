@@ -75,7 +75,7 @@ def flow_over_sources(graph: FlowGraph) -> Floats:
 
 
 def propagate(graph: FlowGraph) -> Flow:
-    """The flow through every node, edge and head of a graph; its cost is linear in edges."""
+    """The flow through every node, edge and head of a graph; its cost is linear in edges. Several targets start with equal shares."""
     n_layers, n_tokens = graph.n_layers, graph.n_tokens
     weight, kind = graph.weight.astype(np.float64), graph.kind
     source, destination = graph.source.astype(np.int64), graph.destination.astype(np.int64)
@@ -86,7 +86,8 @@ def propagate(graph: FlowGraph) -> Flow:
     mid, post, ffn = (np.zeros((n_layers, n_tokens)) for _ in range(3))
     dropped_mid, dropped_post = np.zeros_like(mid), np.zeros_like(post)
     arriving = np.zeros(n_tokens)
-    arriving[graph.target] = 1.0
+    roots = list(graph.targets or (graph.target,))
+    arriving[roots] = 1 / len(roots)
     # Edges come from the last layer down.
     bounds = np.searchsorted(-graph.layer.astype(np.int64), np.arange(-n_layers + 1, 2))
     for layer, start, end in zip(reversed(range(n_layers)), bounds[:-1], bounds[1:], strict=True):

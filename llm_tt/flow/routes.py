@@ -8,7 +8,7 @@ that reaches the node (`extract_routes_by_mass`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,8 +53,37 @@ def extract_routes(
     if not 0 <= threshold < 1:
         raise RequestError(f"Threshold {threshold} is not in [0, 1). Useful values are 0.01 to 0.1.")
     columns = _Columns(renormalize)
-    carried = _follow(trace, target, lambda flow: np.full(len(flow), threshold), columns, progress)
+    carried = _follow(trace, [target], lambda flow: np.full(len(flow), threshold), columns, progress)
     return columns.graph(trace, target, threshold, None, carried)
+
+
+def extract_routes_to_span(
+    trace: Trace,
+    targets: Sequence[int],
+    threshold: float = DEFAULT_THRESHOLD,
+    renormalize: bool = True,
+    progress: Progress = silent,
+) -> FlowGraph:
+    """The union of the routes to several targets, such as all tokens of an answer, in one walk: each node is computed once.
+
+    An edge is in it if it is in the graph of one of the targets, with the same weight there: neither what is kept of a node nor how it is
+    renormalised depends on the target. Each target starts with an equal share of the flow, so that the flow is the mean over the targets.
+
+    Args:
+        targets: as `target` of `extract_routes`; the order and repetitions make no difference.
+
+    Raises:
+        RequestError: no targets, no such target, or the threshold is not in [0, 1).
+    """
+    if not len(targets):
+        raise RequestError("The span has no targets. Name at least one position.")
+    roots = sorted({trace.position(target) for target in targets})
+    if not 0 <= threshold < 1:
+        raise RequestError(f"Threshold {threshold} is not in [0, 1). Useful values are 0.01 to 0.1.")
+    columns = _Columns(renormalize)
+    carried = _follow(trace, roots, lambda flow: np.full(len(flow), threshold), columns, progress)
+    graph = columns.graph(trace, roots[-1], threshold, None, carried)
+    return replace(graph, targets=tuple(roots)) if len(roots) > 1 else graph
 
 
 def extract_routes_by_mass(
@@ -95,7 +124,7 @@ def extract_routes_by_mass(
         n_attempts += 1
         # How many attempts it takes is not known before.
         done = 1 - 1 / n_attempts
-        return _follow(trace, target, _flow_limit(threshold), columns, lambda stage, fraction: progress(stage, done))
+        return _follow(trace, [target], _flow_limit(threshold), columns, lambda stage, fraction: progress(stage, done))
 
     octave = 1
     while octave <= _OCTAVES and attempt(2.0**-octave) < mass:
@@ -170,14 +199,14 @@ def _flow_limit(threshold: float) -> Limit:
     return limit
 
 
-def _follow(trace: Trace, target: int, limit: Limit, columns: _Columns | None, progress: Progress) -> float:
-    """Walk down from the target along the edges that pass; add them to `columns`, if any. The flow that reaches the token embeddings.
+def _follow(trace: Trace, targets: list[int], limit: Limit, columns: _Columns | None, progress: Progress) -> float:
+    """Walk down from the targets, which share flow 1, along the edges that pass; add them to `columns`, if any. Returns the flow that arrives.
 
     Flow is passed on in shares as they are, never renormalised.
     """
     table = table_of(trace)
     flow, is_reached = np.zeros(trace.n_tokens), np.zeros(trace.n_tokens, bool)
-    flow[target], is_reached[target] = 1.0, True
+    flow[targets], is_reached[targets] = 1 / len(targets), True
     for layer in reversed(range(trace.n_layers)):
         reached = np.flatnonzero(is_reached)
         shares = np.array(table.ffn(trace, layer, reached.tolist())).reshape(-1, 2)

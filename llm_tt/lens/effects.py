@@ -110,7 +110,7 @@ class _Direction:
         """[d] float32: r of the module's text."""
         model = trace.model
         row = self.row(model)
-        whole = trace.blocks[-1].resid_post[self.target].float().to(row.device)
+        whole = trace.blocks[-1].post([self.target])[0].float().to(row.device)
         # Scaling and centring are their own transposes.
         return standardized(model, norm_weight(model).to(row.device) * row, whole)
 
@@ -158,7 +158,7 @@ def _neuron_effects(trace: Trace, layer: int, direction: _Direction) -> npt.NDAr
     model, vector = trace.model, direction.vector(trace)
     norm = trace.blocks[layer].ffn_norm
     vector = vector if norm is None else vector * norm.rows([direction.target])[0].to(vector.device)
-    activations = model.neurons(layer, trace.ffn_input(layer)[direction.target : direction.target + 1]).activations[0]
+    activations = model.neurons(layer, trace.ffn_input(layer, [direction.target])).activations[0]
     active = activations.nonzero(as_tuple=True)[0]
     weight = model.neuron_output(layer, None if len(active) == len(activations) else active)
     result = torch.zeros(len(activations))
@@ -173,13 +173,13 @@ def _effects(trace: Trace, direction: _Direction) -> DirectEffects:
     heads = torch.zeros(trace.n_layers, info.n_heads, trace.n_tokens)
     attention_bias, ffn = torch.zeros(trace.n_layers), torch.zeros(trace.n_layers)
     for layer, block in enumerate(trace.blocks):
-        here = vector.to(block.resid_post.device)
+        here = vector.to(block.attn_out.device)
         ffn[layer] = block.ffn_out[target].float() @ here
         by_source, bias = _attention(trace, layer, target, here)
         # Some models have fewer heads in some layers.
         heads[layer, : len(by_source), : target + 1] = by_source.cpu()
         attention_bias[layer] = bias
-    final = trace.blocks[-1].resid_post[target : target + 1]
+    final = trace.blocks[-1].post([target])
     zero = torch.zeros_like(final)
     norm_bias = model.final_norm(zero)[0].float()
     row = direction.row(model)

@@ -48,7 +48,7 @@ def lens_grid(
     for row, name in enumerate(names):
         for part in _chunks(model, trace.n_tokens):
             progress(f"Reading {name}", (row + part.start / trace.n_tokens) / len(names))
-            scores = logits(model, _stream(trace, name)[part], normalize)
+            scores = logits(model, _stream(trace, name, range(trace.n_tokens)[part]), normalize)
             log_probabilities = scores.log_softmax(-1)
             best = log_probabilities.max(-1)
             top_ids[row, part] = best.indices.cpu().numpy()
@@ -106,7 +106,7 @@ def token_trajectories(
     for part in _chunks(model, len(names)):
         progress(f"Reading {names[part.start]}", part.start / len(names))
         # The layers of a large model may lie on several devices.
-        vectors = torch.stack([_stream(trace, name)[position].to(trace.embedding.device) for name in names[part]])
+        vectors = torch.stack([_stream(trace, name, [position])[0].to(trace.embedding.device) for name in names[part]])
         values = logits(model, vectors, normalize)
         scores[part] = values[:, chosen].cpu().numpy()
         probabilities[part] = values.softmax(-1)[:, chosen].cpu().numpy()
@@ -120,12 +120,13 @@ def point_names(n_layers: int, points: Points) -> tuple[str, ...]:
     return ("X0", *(f"{kind}{layer}" for layer in range(n_layers) for kind in kinds))
 
 
-def _stream(trace: Trace, name: str) -> Tensor:
-    """[T, d] the residual stream at a point."""
+def _stream(trace: Trace, name: str, positions: Sequence[int]) -> Tensor:
+    """[P, d] the residual stream at a point, at some tokens."""
     kind, layer = name[0], int(name[1:])
     if kind == "X":
-        return trace.embedding
-    return trace.blocks[layer].resid_mid if kind == "A" else trace.blocks[layer].resid_post
+        return trace.embedding[list(positions)]
+    block = trace.blocks[layer]
+    return block.mid(positions) if kind == "A" else block.post(positions)
 
 
 def _chunks(model: TransparentLlm, n_vectors: int) -> Iterator[slice]:

@@ -60,7 +60,7 @@ def following_token(trace: Trace, position: int) -> TokenTable | None:
     position = trace.position(position)
     if position + 1 == trace.n_tokens:
         return None
-    scores = logits(trace.model, trace.blocks[-1].resid_post[position][None])[0]
+    scores = logits(trace.model, trace.blocks[-1].post([position]))[0]
     return _ranked(trace.model, scores, torch.tensor([trace.token_ids[position + 1]], device=scores.device))
 
 
@@ -91,7 +91,7 @@ def predictions(trace: Trace, position: int, k: int) -> TokenTable:
     Raises:
         RequestError: no such position.
     """
-    return top_tokens(trace.model, trace.blocks[-1].resid_post[trace.position(position)], k)
+    return top_tokens(trace.model, trace.blocks[-1].post([trace.position(position)])[0], k)
 
 
 def _table(model: TransparentLlm, scores: Tensor, token_ids: Tensor) -> TokenTable:

@@ -130,10 +130,10 @@ def _layer_errors(trace: Trace, layer: int, positions: Sequence[int]) -> LayerEr
     block, llm, chosen = trace.blocks[layer], trace.model, list(positions)
     pattern = block.pattern.rows(chosen)
     attention = block.attention_sum(pattern, chosen, *llm.attention_output(layer))
-    before = trace.resid_pre(layer)[chosen].float()
+    before = trace.pre(layer, chosen).float()
     mid = before + block.attn_out[chosen].float()
-    post = block.resid_mid[chosen].float() + block.ffn_out[chosen].float()
-    residual = max(relative_error(mid, block.resid_mid[chosen]), relative_error(post, block.resid_post[chosen]))
+    post = block.mid(chosen).float() + block.ffn_out[chosen].float()
+    residual = max(relative_error(mid, block.mid(chosen)), relative_error(post, block.post(chosen)))
     is_future = torch.arange(trace.n_tokens, device=pattern.device) > torch.tensor(chosen, device=pattern.device)[:, None]
     return LayerErrors(
         layer,
@@ -149,7 +149,7 @@ def _neuron_error(trace: Trace, layer: int, positions: list[int]) -> float:
     block, llm = trace.blocks[layer], trace.model
     if llm.info.ffn and not llm.info.ffn[layer].n_neurons:
         return 0.0
-    made = llm.neurons(layer, trace.ffn_input(layer)[positions])
+    made = llm.neurons(layer, trace.ffn_input(layer, positions))
     if llm.info.ffn and llm.info.ffn[layer].n_experts:
         total = torch.stack([_active_sum(llm, layer, row) for row in made.activations])
     else:

@@ -83,6 +83,14 @@ class BlockActivations:
     parallel: bool = False
     """the FFN reads the stream before attention, not after it"""
 
+    def mid(self, positions: Sequence[int]) -> Tensor:
+        """[P, d]: `resid_mid` at some tokens."""
+        return self.resid_mid[list(positions)]
+
+    def post(self, positions: Sequence[int]) -> Tensor:
+        """[P, d]: `resid_post` at some tokens."""
+        return self.resid_post[list(positions)]
+
     def attention_sum(self, rows: Tensor, positions: Sequence[int], weight: Tensor, bias: Tensor | None) -> Tensor:
         """[P, d] float32: the sum of all attention parts and the bias at some tokens, which identity 1 compares with `attn_out`.
 
@@ -156,19 +164,23 @@ class Trace:
 
     def resid_pre(self, layer: int) -> Tensor:
         """[T, d] what enters block `layer`, on that block's device."""
-        layer = self.layer(layer)
-        before = self.embedding if layer == 0 else self.blocks[layer - 1].resid_post
-        return before.to(self.blocks[layer].resid_mid.device)
+        return self.pre(layer, range(self.n_tokens))
 
-    def ffn_input(self, layer: int) -> Tensor:
-        """[T, d] the residual stream that the FFN of block `layer` reads."""
+    def pre(self, layer: int, positions: Sequence[int]) -> Tensor:
+        """[P, d] what enters block `layer` at some tokens, on that block's device."""
         layer = self.layer(layer)
-        return self.resid_pre(layer) if self.blocks[layer].parallel else self.blocks[layer].resid_mid
+        before = self.embedding[list(positions)] if layer == 0 else self.blocks[layer - 1].post(positions)
+        return before.to(self.blocks[layer].attn_out.device)
+
+    def ffn_input(self, layer: int, positions: Sequence[int] | None = None) -> Tensor:
+        """[P, d] the residual stream that the FFN of block `layer` reads at some tokens, or at all of them."""
+        layer, chosen = self.layer(layer), range(self.n_tokens) if positions is None else positions
+        return self.pre(layer, chosen) if self.blocks[layer].parallel else self.blocks[layer].mid(chosen)
 
     def logits(self, position: int) -> Tensor:
         """[V] float32 on the CPU: the model's logits for the token that follows `position`."""
         position = self.position(position)
-        final = self.blocks[-1].resid_post[position : position + 1]
+        final = self.blocks[-1].post([position])
         return self.model.cap_logits(self.model.unembed(self.model.final_norm(final)))[0].float().cpu()
 
     def position(self, position: int) -> int:

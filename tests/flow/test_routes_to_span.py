@@ -1,0 +1,70 @@
+"""The routes to several targets in one walk are the union of the routes to each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from families import token_ids
+
+import llm_tt
+from llm_tt.errors import RequestError
+from llm_tt.flow import contributions
+from llm_tt.flow.graph import FlowGraph
+
+SPAN = (11, 17, 18, 23)
+
+
+def edges(graph: FlowGraph) -> dict[tuple[object, ...], tuple[float, dict[int, float]]]:
+    return {(edge.kind, edge.layer, edge.source, edge.destination): (edge.weight, dict(edge.heads)) for edge in graph.edges()}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_it_is_the_union_edge_by_edge_and_its_flow_the_mean(name: str, renormalize: bool, model: Callable) -> None:
+    trace = model(name).trace(token_ids(24))
+    single = [llm_tt.extract_routes(trace, target, 0.03, renormalize) for target in SPAN]
+    union = llm_tt.extract_routes_to_span(trace, [-1, *SPAN[::-1]], 0.03, renormalize)
+    expected: dict[tuple[object, ...], tuple[float, dict[int, float]]] = {}
+    for graph in single:
+        expected |= edges(graph)
+    assert edges(union) == expected
+    assert len(expected) == union.n_edges > max(graph.n_edges for graph in single)
+    assert union.targets == SPAN
+    flows = np.mean([llm_tt.flow_over_sources(graph) for graph in single], axis=0)
+    np.testing.assert_allclose(llm_tt.flow_over_sources(union), flows, atol=1e-6)
+    assert union.carried == pytest.approx(np.mean([graph.carried for graph in single]), abs=1e-6)
+    if renormalize:
+        flow = llm_tt.propagate(union)
+        assert flow.sources.sum() + flow.dropped == pytest.approx(1, abs=1e-6)
+
+
+def test_nodes_that_targets_share_are_computed_once(model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[tuple[int, int]] = []
+    original = contributions._attention_rows
+
+    def observed(trace: llm_tt.Trace, layer: int, positions: list[int]) -> list[contributions.AttentionRow]:
+        computed.extend((layer, position) for position in positions)
+        return original(trace, layer, positions)
+
+    monkeypatch.setattr(contributions, "_attention_rows", observed)
+    llm_tt.extract_routes_to_span(model("llama").trace(token_ids(24)), range(12, 24))
+    assert len(computed) == len(set(computed)) > 12
+
+
+def test_a_span_of_one_is_the_graph_of_that_target(model: Callable) -> None:
+    trace = model("gpt2").trace(token_ids(24))
+    one, other = llm_tt.extract_routes_to_span(trace, [7, 7]), llm_tt.extract_routes(trace, 7)
+    assert edges(one) == edges(other)
+    assert (one.target, one.targets, one.carried) == (7, (), other.carried)
+
+
+def test_what_is_no_span_is_refused(model: Callable) -> None:
+    trace = model("gpt2").trace(token_ids(5))
+    with pytest.raises(RequestError, match="no targets"):
+        llm_tt.extract_routes_to_span(trace, [])
+    with pytest.raises(RequestError, match="Position 5 does not exist"):
+        llm_tt.extract_routes_to_span(trace, [2, 5])
+    with pytest.raises(RequestError, match=r"Threshold 1\.5 is not in"):
+        llm_tt.extract_routes_to_span(trace, [2, 3], 1.5)
