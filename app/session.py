@@ -15,17 +15,23 @@ from llm_tt.engine.local import LocalEngine
 from llm_tt.engine.messages import (
     AddedModel,
     AddModel,
+    CheckTrace,
     Continue,
     ExplainPrediction,
     Explanation,
+    HeadReport,
+    InspectHead,
     LensGridOf,
     MeasureTuning,
     ModelKey,
     ReadContinuation,
+    ReadHeads,
+    TraceCheck,
     TraceKey,
     TrajectoriesOf,
 )
 from llm_tt.errors import ConfigError, LlmTtError
+from llm_tt.flow.head_roles import HeadRoles
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.models.continuation import Continuation
 
@@ -79,7 +85,18 @@ def _last_engine() -> _LastEngine:
 
 
 Phase = Literal["answered", "working", "failed", "cancelled"]
-_Q = TypeVar("_Q", ExplainPrediction, Continue | ReadContinuation, AddModel, MeasureTuning, LensGridOf, TrajectoriesOf)
+_Q = TypeVar(
+    "_Q",
+    ExplainPrediction,
+    Continue | ReadContinuation,
+    AddModel,
+    MeasureTuning,
+    LensGridOf,
+    TrajectoriesOf,
+    InspectHead,
+    ReadHeads,
+    CheckTrace,
+)
 _A = TypeVar("_A")
 
 
@@ -175,6 +192,18 @@ def conversation() -> Conversation[ExplainPrediction, Explanation]:
 
 def lens_grid() -> Conversation[LensGridOf, LensGrid]:
     return _state("lens_grid", lambda: Conversation[LensGridOf, LensGrid]())
+
+
+def head_report() -> Conversation[InspectHead, HeadReport]:
+    return _state("head_report", lambda: Conversation[InspectHead, HeadReport]())
+
+
+def head_roles() -> Conversation[ReadHeads, HeadRoles]:
+    return _state("head_roles", lambda: Conversation[ReadHeads, HeadRoles]())
+
+
+def trace_check() -> Conversation[CheckTrace, TraceCheck]:
+    return _state("trace_check_asked", lambda: Conversation[CheckTrace, TraceCheck]())
 
 
 def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:

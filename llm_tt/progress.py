@@ -15,3 +15,8 @@ Progress = Callable[[str, float], None]
 
 def silent(stage: str, fraction: float) -> None:
     """The progress callback of someone who does not watch."""
+
+
+def within(progress: Progress, low: float, high: float) -> Progress:
+    """A progress callback for one part of a longer computation."""
+    return lambda stage, fraction: progress(stage, low + (high - low) * fraction)

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from app import session
-from app.panels import csv_file, token_tables
+from app.panels import csv_file, token_tables, waiting
 from app.session import Service
 from llm_tt.engine.messages import Explanation, HeadReport, InspectHead, InspectHeads
 from llm_tt.export.files import csv_text
@@ -56,7 +56,9 @@ def show(service: Service, explanation: Explanation, heads: Heads, normalize: bo
     """The table; below it the selected head."""
     chosen = _table(explanation, heads)
     question = InspectHead(explanation.trace, heads.layer, chosen, heads.position, heads.source, normalize=normalize)
-    report = service.engine.answer(question)
+    report = waiting.answer(service, session.head_report(), question)
+    if report is None:
+        return
     texts = explanation.graph.token_texts
     _title(report, texts)
     if session.dialog() == "maps":

@@ -9,10 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app.panels import csv_file
+from app import session
+from app.panels import csv_file, waiting
 from app.session import Service
 from llm_tt.engine.messages import Explanation, ReadHeads
-from llm_tt.errors import LlmTtError
 from llm_tt.export.files import csv_text
 from llm_tt.flow.head_roles import LABEL_ABOVE, ROLES, HeadRoles, Role
 
@@ -36,10 +36,8 @@ def show(service: Service, explanation: Explanation) -> None:
     if not service.engine.is_loaded(explanation.trace.model):
         st.info("This model is no longer in memory. Run the prompt again to read its heads.", icon=":material/memory:")
         return
-    try:
-        roles = service.engine.answer(ReadHeads(explanation.trace))
-    except LlmTtError as error:
-        st.error(str(error), icon=":material/error:")
+    roles = waiting.answer(service, session.head_roles(), ReadHeads(explanation.trace))
+    if roles is None:
         return
     n_layers, n_heads = explanation.head_flow.shape
     st.plotly_chart(

@@ -6,9 +6,9 @@ import pandas as pd
 import streamlit as st
 
 from app import session
+from app.panels import waiting
 from app.session import Service
 from llm_tt.engine.messages import CheckTrace, Explanation, TraceCheck
-from llm_tt.errors import LlmTtError
 
 LIMITS = (
     "**Only what points the same way counts.** A head or block that works against a representation gets 0, however strongly it does.",
@@ -46,10 +46,8 @@ def show(service: Service, explanation: Explanation) -> None:
     if not service.engine.is_loaded(explanation.trace.model):
         st.info("This model is no longer in memory. Run the prompt again to check its trace.", icon=":material/memory:")
         return
-    try:
-        check = service.engine.answer(CheckTrace(explanation.trace))
-    except LlmTtError as error:
-        st.error(str(error), icon=":material/error:")
+    check = waiting.answer(service, session.trace_check(), CheckTrace(explanation.trace))
+    if check is None:
         return
     st.markdown(f"**This trace.** {verdict(check)}")
     _table(check)

@@ -15,8 +15,8 @@ import streamlit as st
 
 from app import session
 from app.markup import escaped, plotly_text, probability
-from app.panels import csv_file, graph, normalize
-from app.session import Conversation, Service
+from app.panels import csv_file, graph, normalize, waiting
+from app.session import Service
 from llm_tt.engine.messages import Explanation, LensGridOf, TrajectoriesOf
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.text import visible
@@ -76,14 +76,14 @@ def show(service: Service, explanation: Explanation) -> None:
     chosen = typed or int(predicted.token_ids[0])
     points = "both" if both else "post"
     trace, target = explanation.trace, explanation.graph.target
-    grid = _answer(service, session.lens_grid(), LensGridOf(trace, points, chosen, through_norm))
+    grid = waiting.answer(service, session.lens_grid(), LensGridOf(trace, points, chosen, through_norm), meanwhile=True)
     if grid is None:
         return
     if grid.note is not None:
         st.caption(escaped(grid.note))
     _draw_grid(grid, measure, target, explanation.facts.info.d_vocab)
     extra = () if grid.chosen is None else (grid.chosen,)
-    lines = _answer(service, session.trajectories(), TrajectoriesOf(trace, target, extra, 5, points, through_norm))
+    lines = waiting.answer(service, session.trajectories(), TrajectoriesOf(trace, target, extra, 5, points, through_norm), meanwhile=True)
     if lines is not None:
         _draw_trajectories(lines)
 
@@ -340,40 +340,6 @@ def trajectory_figure(lines: Trajectories, scale: str) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
     )
     return figure
-
-
-# --- questions that may take long
-
-
-def _answer(service: Service, conversation: Conversation[Any, Any], question: LensGridOf | TrajectoriesOf) -> Any:
-    """The answer, or the last one about the same trace while the new one is worked on or cannot be had; says how far it is."""
-    if conversation.question is not None and conversation.question.trace != question.trace:
-        conversation.answer = None
-    conversation.ask(service.engine, question)
-    if conversation.phase == "working":
-        _watch(service, conversation, type(question).__name__)
-    elif conversation.phase == "failed":
-        st.error(escaped(conversation.message), icon=":material/error:")
-    elif conversation.phase == "cancelled":
-        st.info(escaped(conversation.message), icon=":material/block:")
-        if st.button(
-            "Run again", icon=":material/refresh:", key=f"again_{type(question).__name__}", help="Ask the same question once more."
-        ):
-            conversation.again()
-            st.rerun()
-    return conversation.answer
-
-
-@st.fragment(run_every=_POLL_SECONDS)
-def _watch(service: Service, conversation: Conversation[Any, Any], name: str) -> None:
-    conversation.look(service.engine)
-    if conversation.phase != "working" or conversation.job is None:
-        st.rerun()
-    status = service.engine.status(conversation.job)
-    bar, button = st.columns([6, 1], vertical_alignment="center")
-    bar.progress(status.fraction, text=escaped(f"{status.stage} · {status.seconds:.0f} s"))
-    if button.button("Cancel", icon=":material/close:", help="Stop after the current layer.", key=f"cancel_{name}"):
-        service.engine.cancel(conversation.job)
 
 
 # --- words

@@ -28,10 +28,14 @@ from llm_tt.errors import RequestError
 from llm_tt.flow.graph import Node, entering
 from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion
 from llm_tt.models.continuation import Continuation
+from llm_tt.progress import Progress, silent, within
 from llm_tt.text import decoded
 
 if TYPE_CHECKING:
     from llm_tt.models.transparent_llm import Trace
+
+_MAPPED = 0.2
+"""Fraction of the progress of a head's maps at which its attention is read"""
 
 
 def _checked(name: str, trace: Trace) -> Node:
@@ -118,7 +122,7 @@ def inspect_heads(question: InspectHeads, trace: Trace) -> HeadsReport:
     return HeadsReport(layer, position, tuple(head_shares(trace, layer, position)))
 
 
-def inspect_head(question: InspectHead, trace: Trace) -> HeadReport:
+def inspect_head(question: InspectHead, trace: Trace, progress: Progress = silent) -> HeadReport:
     from llm_tt.flow.contributions import attention_contributions
     from llm_tt.flow.heads import attention_map, contribution_map, head_outputs, map_window
     from llm_tt.lens.vocabulary import promoted_and_suppressed
@@ -126,8 +130,8 @@ def inspect_head(question: InspectHead, trace: Trace) -> HeadReport:
     head, layer, position = question.head, trace.layer(question.layer), trace.position(question.position)
     source = None if question.source is None else trace.position(question.source)
     rows, columns = map_window(trace, layer, position, source)
-    attention = attention_map(trace, layer, head, rows, columns)
-    contributions = contribution_map(trace, layer, head, rows, columns)
+    attention = attention_map(trace, layer, head, rows, columns, within(progress, 0.0, _MAPPED))
+    contributions = contribution_map(trace, layer, head, rows, columns, within(progress, _MAPPED, 1.0))
     edges = attention_contributions(trace, layer, [position]).edges[0]
     edges = edges if source is None else edges[source]
     outputs = head_outputs(trace, layer, position, source)

@@ -42,7 +42,8 @@ class JobStatus:
 
 
 class _Job:
-    def __init__(self) -> None:
+    def __init__(self, is_quick: bool) -> None:
+        self.is_quick = is_quick
         self.started = time.monotonic()
         self.status = JobStatus("queued")
         self.cancelled = threading.Event()
@@ -67,22 +68,25 @@ class JobReport:
 
 
 class JobQueue:
-    """Runs functions in worker threads, in the order in which they came."""
+    """Runs functions in worker threads, in the order in which they came; quick ones in a line of their own."""
 
-    def __init__(self, n_workers: int) -> None:
-        self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="llm-tt-job")
+    def __init__(self, n_workers: int, n_quick_workers: int = 2) -> None:
+        self._pools = {
+            is_quick: ThreadPoolExecutor(n, thread_name_prefix="llm-tt-job")
+            for is_quick, n in ((False, n_workers), (True, n_quick_workers))
+        }
         self._lock = threading.Lock()
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
 
-    def submit(self, work: Callable[[JobReport], Any]) -> str:
+    def submit(self, work: Callable[[JobReport], Any], is_quick: bool = False) -> str:
         """Queue a function of a `JobReport`, which is a progress callback; the id of its job."""
-        job_id, job = uuid.uuid4().hex, _Job()
+        job_id, job = uuid.uuid4().hex, _Job(is_quick)
         with self._lock:
             self._jobs[job_id] = job
             for old in [key for key, value in self._jobs.items() if value.ended.is_set()][:-_KEPT]:
                 del self._jobs[old]
             try:
-                self._pool.submit(self._run, job, work)
+                self._pools[is_quick].submit(self._run, job, work)
             except RuntimeError as error:
                 del self._jobs[job_id]
                 raise LlmTtError("The server is closing or was given another configuration. Run it again.") from error
@@ -98,7 +102,7 @@ class JobQueue:
         if status.state == "queued":
             with self._lock:
                 before = list(itertools.takewhile(lambda other: other is not job, self._jobs.values()))
-            status = replace(status, position=sum(other.status.state == "queued" for other in before))
+            status = replace(status, position=sum(other.status.state == "queued" for other in before if other.is_quick == job.is_quick))
         return status if status.finished else replace(status, seconds=time.monotonic() - job.started)
 
     def wait(self, job_id: str, timeout: float | None = None) -> JobStatus:
@@ -128,7 +132,8 @@ class JobQueue:
             for job in self._jobs.values():
                 job.cancelled.set()
         # Queued jobs are not thrown away: each starts, finds itself cancelled and ends, so that nobody waits for it for ever.
-        self._pool.shutdown(wait=False)
+        for pool in self._pools.values():
+            pool.shutdown(wait=False)
 
     def _job(self, job_id: str) -> _Job:
         with self._lock:

@@ -60,7 +60,7 @@ from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.models import places
 from llm_tt.models.continuation import Continuation, GeneratedToken
 from llm_tt.models.places import Place
-from llm_tt.progress import Cancelled, Progress, silent
+from llm_tt.progress import Cancelled, Progress, silent, within
 
 if TYPE_CHECKING:
     from llm_tt.analysis.tuning_report import TuningReport
@@ -70,6 +70,9 @@ if TYPE_CHECKING:
 _LOADING, _TRACING = 0.7, 0.95
 """Fractions of an explanation's progress at which the model is loaded, and traced, when nothing is cached"""
 
+
+_ABOUT_ONE_PART = (InspectHead, ReadHeads, CheckTrace, LensGridOf, TrajectoriesOf)
+"""What a click on a page that is there asks: it waits for no other prompt"""
 
 _MAX_TUNINGS = 16
 """Tuning reports to keep: small, but minutes of reading for a large model"""
@@ -201,7 +204,8 @@ class LocalEngine:
                 case InspectHeads():
                     return inspection.inspect_heads(question, self._traced(question.trace, progress).trace)
                 case InspectHead():
-                    return inspection.inspect_head(question, self._traced(question.trace, progress).trace)
+                    traced = self._traced(question.trace, within(progress, 0.0, _TRACING))
+                    return inspection.inspect_head(question, traced.trace, within(progress, _TRACING, 1.0))
                 case InspectNeurons():
                     return inspection.inspect_neurons(question, self._traced(question.trace, progress).trace)
                 case InspectNeuron():
@@ -215,7 +219,7 @@ class LocalEngine:
         """Answer in the background; the id of the job."""
         # The overloads of `answer` take one kind of question each.
         ask: Any = self.answer
-        return self._jobs.submit(lambda report: ask(question, report, report.so_far))
+        return self._jobs.submit(lambda report: ask(question, report, report.so_far), isinstance(question, _ABOUT_ONE_PART))
 
     def status(self, job_id: str) -> JobStatus:
         return self._jobs.status(job_id)
@@ -326,12 +330,12 @@ class LocalEngine:
     def _continue(self, question: Continue, progress: Progress, so_far: Callable[[Continuation], None]) -> Continuation:
         key, n_tokens = question.trace, question.n_tokens
         self._require_allowed(key)
-        loaded = self._models.load(key.model, _part(progress, 0.0, _LOADING))
+        loaded = self._models.load(key.model, within(progress, 0.0, _LOADING))
 
         from llm_tt.models.generation import generate
 
         start = loaded.model.prompt(key.prompt, key.continuation).n_tokens
-        following = _part(progress, _LOADING, 1.0)
+        following = within(progress, _LOADING, 1.0)
         following(f"Reading {start} tokens", 0.0)
         tokens: list[GeneratedToken] = []
         cancelled = False
@@ -358,14 +362,14 @@ class LocalEngine:
 
     def _traced(self, key: TraceKey, progress: Progress) -> _Traced:
         self._require_allowed(key)
-        loaded = self._models.load(key.model, _part(progress, 0.0, _LOADING))
+        loaded = self._models.load(key.model, within(progress, 0.0, _LOADING))
 
         def trace(progress: Progress) -> _Traced:
             started = time.monotonic()
             result = loaded.model.trace(key.prompt, progress, key.continuation)
             return _Traced(result, loaded, time.monotonic() - started)
 
-        traced = self._traces.get((self._models.spec(key.model), key.prompt, key.continuation), trace, _part(progress, _LOADING, _TRACING))
+        traced = self._traces.get((self._models.spec(key.model), key.prompt, key.continuation), trace, within(progress, _LOADING, _TRACING))
         # The model may have been dropped meanwhile; those who did so did not see this trace.
         if not self._models.holds(traced.loaded):
             self._forget_orphans()
@@ -381,7 +385,7 @@ class LocalEngine:
         from llm_tt.lens.vocabulary import following_token, predictions
 
         started = time.monotonic()
-        following = _part(progress, _TRACING, 1.0)
+        following = within(progress, _TRACING, 1.0)
         if question.mass is None:
             graph = extract_routes(traced.trace, question.target, question.threshold, question.renormalize, following)
         else:
@@ -415,7 +419,7 @@ class LocalEngine:
         self._require_allowed(key)
         return self._roles.get(
             (self._models.spec(key.model), key.prompt, key.continuation),
-            lambda progress: head_roles(self._traced(key, _part(progress, 0.0, _TRACING)).trace, _part(progress, _TRACING, 1.0)),
+            lambda progress: head_roles(self._traced(key, within(progress, 0.0, _TRACING)).trace, within(progress, _TRACING, 1.0)),
             progress,
         )
 
@@ -426,9 +430,9 @@ class LocalEngine:
         def check(progress: Progress) -> TraceCheck:
             from llm_tt.models.identities import reconstruction_errors, sampled
 
-            traced = self._traced(key, _part(progress, 0.0, _TRACING))
+            traced = self._traced(key, within(progress, 0.0, _TRACING))
             n_tokens = traced.trace.n_tokens
-            layers = reconstruction_errors(traced.trace, question.n_positions, _part(progress, _TRACING, 1.0))
+            layers = reconstruction_errors(traced.trace, question.n_positions, within(progress, _TRACING, 1.0))
             return TraceCheck(layers, len(sampled(n_tokens, question.n_positions)), n_tokens, traced.loaded.facts.tolerance)
 
         return self._checks.get((self._models.spec(key.model), key.prompt, key.continuation, question.n_positions), check, progress)
@@ -449,7 +453,7 @@ class LocalEngine:
 
             # Half of the bar is for what has to be done again, model and trace; mostly nothing has.
             traced = self._traced(question.trace, tracing)
-            rest, trace = _part(progress, started, 1.0), traced.trace
+            rest, trace = within(progress, started, 1.0), traced.trace
             if isinstance(question, LensGridOf):
                 return _Read(lens_grid(trace, question.points, question.token, question.normalize, rest), traced.loaded)
             best = predictions(trace, question.position, question.n_predictions).token_ids.tolist()
@@ -468,8 +472,3 @@ def _trace_bytes(traced: _Traced) -> int:
     from llm_tt.lens.effects import kept_bytes
 
     return traced.trace.nbytes + table_of(traced.trace).nbytes + kept_bytes(traced.trace)
-
-
-def _part(progress: Progress, low: float, high: float) -> Progress:
-    """A progress callback for one part of a longer computation."""
-    return lambda stage, fraction: progress(stage, low + (high - low) * fraction)

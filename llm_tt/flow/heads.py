@@ -15,6 +15,7 @@ from llm_tt.errors import RequestError
 from llm_tt.flow.contributions import attention_contributions, table_of
 from llm_tt.flow.shares import HeadShare
 from llm_tt.models.transparent_llm import Trace
+from llm_tt.progress import Progress, silent
 
 MAX_SIDE = 512
 """Rows and columns of the map of a long prompt, at most"""
@@ -27,9 +28,16 @@ _MAX_PARTS, _MIN_ROWS = 2**21, 16
 """Parts (target, source, head) that the map to show may have to compute, about a second's work; and the rows that it has whatever they cost"""
 
 
-def attention_map(trace: Trace, layer: int, head: int | None = None, rows: range | None = None, columns: range | None = None) -> Tensor:
+def attention_map(
+    trace: Trace,
+    layer: int,
+    head: int | None = None,
+    rows: range | None = None,
+    columns: range | None = None,
+    progress: Progress = silent,
+) -> Tensor:
     """[R, C] float32 on the CPU: how much a head attends from each target token (rows) to each source token (columns); None: the mean of all
-    heads. `rows` and `columns` are windows of positions, None for all.
+    heads. `rows` and `columns` are windows of positions, None for all. `progress` is called now and then; it may raise to cancel.
 
     Raises:
         RequestError: no such layer, head or position, or a map of too many cells.
@@ -41,10 +49,18 @@ def attention_map(trace: Trace, layer: int, head: int | None = None, rows: range
         for piece in _pieces(rows, n_heads(trace, layer) * trace.n_tokens):
             weights = pattern.rows(piece)[:, :, columns.start : columns.stop]
             pieces.append((weights.mean(0) if head is None else weights[head]).float().cpu())
+            progress("Reading attention", (piece[-1] + 1 - rows.start) / len(rows))
     return torch.cat(pieces)
 
 
-def contribution_map(trace: Trace, layer: int, head: int | None = None, rows: range | None = None, columns: range | None = None) -> Tensor:
+def contribution_map(
+    trace: Trace,
+    layer: int,
+    head: int | None = None,
+    rows: range | None = None,
+    columns: range | None = None,
+    progress: Progress = silent,
+) -> Tensor:
     """[R, C] float32 on the CPU: the contribution of a head from each source token (columns) to the residual stream after attention at each
     target token (rows), among all heads, sources and the residual stream; None: the sum of all heads. Windows as in `attention_map`.
 
@@ -61,6 +77,7 @@ def contribution_map(trace: Trace, layer: int, head: int | None = None, rows: ra
             shares = row.edges[columns.start : columns.stop]
             result[index, : len(shares)] = shares.sum(-1) if head is None else shares[:, head]
             index += 1
+        progress("Computing contributions", index / len(rows))
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from test_explore import DEMO, answered, errors, start, trace  # noqa: F401
 import llm_tt
 from app.markup import signed
 from app.panels import heads as panel
+from llm_tt.engine import inspection
 from llm_tt.engine.messages import HeadReport
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.lens.vocabulary import promoted_and_suppressed
@@ -259,3 +261,28 @@ def test_a_window_is_named() -> None:
 )
 def test_labels_are_text_and_not_markup(text: str, shown: str) -> None:
     assert panel.label(text, 5) == shown
+
+
+def test_maps_that_take_long_are_waited_for_and_can_be_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    at = start(DEMO)
+    go_on, compute = threading.Event(), inspection.inspect_head
+
+    def slow(question: Any, trace: Any, progress: Any) -> HeadReport:  # noqa: F811
+        progress("Computing contributions", 0.5)
+        assert go_on.wait(10)
+        progress("Computing contributions", 0.6)
+        return compute(question, trace, progress)
+
+    monkeypatch.setattr(inspection, "inspect_head", slow)
+    at.session_state["selection"] = {"type": "node", "node": "A2_13"}
+    at.session_state["inspector_wanted"] = "Heads"
+    at.run()
+    assert not at.get("plotly_chart")
+    assert tables(at, "head", "from")
+    at.button(key="cancel_InspectHead").click()
+    at.run()
+    go_on.set()
+    at = answered(at)
+    assert not at.get("plotly_chart")
+    at.button(key="again_InspectHead").click()
+    assert answered(at).get("plotly_chart")

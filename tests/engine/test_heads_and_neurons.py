@@ -32,6 +32,7 @@ from llm_tt.lens.token_table import TokenTable
 from llm_tt.models import load_model
 from llm_tt.models.bridge import BridgeLlm
 from llm_tt.models.info import FfnShape
+from llm_tt.progress import Cancelled
 
 PROMPT = "Mary the store."
 DEMO_PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -272,3 +273,23 @@ def test_each_question_takes_less_than_300_ms_on_the_demo_model_and_runs_the_mod
         print(type(make(0)).__name__, " ".join(f"{1000 * second:.0f} ms" for second in seconds))
         assert statistics.median(seconds) < 0.3
     engine.close()
+
+
+def test_a_heads_maps_report_and_can_be_given_up(answering: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "_PIECE_BYTES", 1)
+    question = InspectHead(key("gpt2"), 0, 1, -1)
+    told: list[tuple[str, float]] = []
+    answering.answer(question, lambda *stage: told.append(stage))
+    stages = [stage for stage, _ in told]
+    n_tokens = answering.answer(question).attention.shape[0]
+    assert (stages.count("Reading attention"), stages.count("Computing contributions")) == (n_tokens, n_tokens)
+    fractions = [fraction for _, fraction in told]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+
+    def give_up(stage: str, fraction: float) -> None:
+        if stage == "Computing contributions":
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        answering.answer(question, give_up)

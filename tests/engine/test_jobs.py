@@ -120,6 +120,32 @@ def test_two_workers_run_two_jobs_at_a_time(make_queue: Callable[[int], JobQueue
         gate.go_on.set()
 
 
+def test_quick_jobs_do_not_wait_for_long_ones(queue: JobQueue, gate: Gate) -> None:
+    queue.submit(gate)
+    long = queue.submit(lambda progress: "long")
+    assert gate.started.wait(PATIENCE)
+    quick = [queue.submit(lambda progress: "quick", is_quick=True) for _ in range(3)]
+    assert all(finished(queue, job).state == "done" for job in quick)
+    assert queue.status(long).state == "queued"
+    gate.go_on.set()
+    assert finished(queue, long).state == "done"
+
+
+def test_each_line_counts_its_own(make_queue: Callable[[int], JobQueue]) -> None:
+    queue, gates = make_queue(1), [Gate() for _ in range(4)]
+    for gate in gates[:2]:
+        queue.submit(gate, is_quick=True)
+        assert gate.started.wait(PATIENCE)
+    queue.submit(gates[2])
+    assert gates[2].started.wait(PATIENCE)
+    for _ in range(3):
+        queue.submit(gates[3])
+    assert queue.status(queue.submit(gates[3], is_quick=True)).position == 0
+    assert queue.status(queue.submit(gates[3], is_quick=True)).position == 1
+    for gate in gates:
+        gate.go_on.set()
+
+
 def test_progress_of_a_running_job_is_seen(queue: JobQueue, gate: Gate) -> None:
     job = queue.submit(gate)
     assert gate.started.wait(PATIENCE)
