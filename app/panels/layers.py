@@ -58,7 +58,14 @@ def show(service: Service, explanation: Explanation) -> None:
         return
     predicted = explanation.predictions
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        measure = st.selectbox("Colour", list(_MEASURES), format_func=_MEASURES.__getitem__, key="layers_measure", width=260)
+        measure = st.selectbox(
+            "Colour",
+            list(_MEASURES),
+            format_func=_MEASURES.__getitem__,
+            key="layers_measure",
+            width=260,
+            help="What the colour of a cell tells; its word is always the first choice there.",
+        )
         typed = st.selectbox(
             "Chosen token",
             ["", *filter(None, predicted.texts[1:])],
@@ -284,7 +291,13 @@ def _draw_trajectories(lines: Trajectories) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"**Through the layers** at token {lines.position}")
         scale = st.segmented_control(
-            "Scale", _SCALES, default="probability", key="layers_scale", label_visibility="collapsed", required=True
+            "Scale",
+            _SCALES,
+            default="probability",
+            key="layers_scale",
+            label_visibility="collapsed",
+            required=True,
+            help="Probability after a softmax over the whole vocabulary, or rank: 1 is the first choice there, at the top of the axis.",
         )
         what = "Every point of a line as a line: node, token, logit, probability, rank."
         csv_file.button(lines.to_csv, "llm-tt-trajectories.csv", "trajectories_csv", what)
