@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.comparing import compare
+    from llm_tt.analysis.comparison import Comparison
     from llm_tt.analysis.tuning import tuning_report
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.config import AppConfig, ModelSpec, load_config
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AppConfig": "llm_tt.config",
     "ChatMessage": "llm_tt.text",
+    "Comparison": "llm_tt.analysis.comparison",
     "Continuation": "llm_tt.models.continuation",
     "DirectEffects": "llm_tt.lens.direct_effects",
     "FlowGraph": "llm_tt.flow.graph",
@@ -57,6 +60,7 @@ _HOME = {
     "TuningReport": "llm_tt.analysis.tuning_report",
     "attention_contributions": "llm_tt.flow.contributions",
     "attention_map": "llm_tt.flow.heads",
+    "compare": "llm_tt.analysis.comparing",
     "contribution_map": "llm_tt.flow.heads",
     "direct_effects": "llm_tt.lens.effects",
     "extract_routes": "llm_tt.flow.routes",
@@ -85,6 +89,7 @@ _HOME = {
 __all__ = [
     "AppConfig",
     "ChatMessage",
+    "Comparison",
     "Continuation",
     "DirectEffects",
     "FlowGraph",
@@ -102,6 +107,7 @@ __all__ = [
     "TuningReport",
     "attention_contributions",
     "attention_map",
+    "compare",
     "contribution_map",
     "direct_effects",
     "extract_routes",

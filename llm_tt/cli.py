@@ -1,13 +1,16 @@
 """The `llm-tt` command: `routes` gives the graph of a prompt, `heads`, `neurons` and `lens` what its nodes are made of and say, `effects` what
-speaks for and against a token, `generate` what the model puts out, `check` whether to trust a model."""
+speaks for and against a token, `compare` what differs between two models or texts, `generate` what the model puts out, `check` whether to
+trust a model."""
 
 from __future__ import annotations
 
 import argparse
 import codecs
+import copy
 import io
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -15,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from llm_tt.config import ModelSpec, load_config
 from llm_tt.errors import LlmTtError, RequestError
@@ -24,6 +29,7 @@ from llm_tt.models.continuation import Continuation
 from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.comparison import Comparison
     from llm_tt.models.transparent_llm import Trace, TransparentLlm
 
 _N_SOURCES = 5
@@ -136,6 +142,20 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--json", action="store_true", help="print ids, texts, probabilities and ranks as JSON")
     _add_model_options(generate)
     generate.set_defaults(run=_generate)
+
+    compare = commands.add_parser("compare", help="what differs between two models on one text, or between two texts in one model")
+    _add_prompt(compare)
+    compare.add_argument("--with", dest="other_model", metavar="MODEL", help="the second model, such as one tuned from the first")
+    compare.add_argument("--with-adapter", dest="other_adapter", metavar="ADAPTER", help="the first model with this adapter is the second")
+    compare.add_argument("--with-prompt", dest="other_prompt", metavar="TEXT", help="the second text")
+    compare.add_argument("--target", type=int, default=-1, help="position in the first text that is explained (default -1, the last)")
+    compare.add_argument("--token", metavar="TEXT", help="the token that direct effects are on (default: the first model's first choice)")
+    compare.add_argument("--contrast", metavar="TEXT", help="effects on how far that token is above this one")
+    compare.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="of both graphs (default %(default)s)")
+    compare.add_argument("--top", type=_count, default=10, help="how many edges (default %(default)s)")
+    compare.add_argument("--json", action="store_true", help="print everything as JSON")
+    _add_model_options(compare)
+    compare.set_defaults(run=_compare)
 
     check = commands.add_parser("check", help="whether a model can be trusted here, and what its tuning changed")
     check.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
@@ -348,6 +368,50 @@ def _effects(options: argparse.Namespace) -> int:
         for part in parts:
             print(f"  {part.effect:+8.3f}  {part.name}")
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if options.other_model is None and options.other_adapter is None and options.other_prompt is None:
+        raise RequestError("There is nothing to compare with. Name a second model (--with), an adapter (--with-adapter) or a second text.")
+    first = _trace(options)
+    from llm_tt.analysis.comparing import compare
+
+    second = copy.copy(options)
+    second.model, second.adapter = options.other_model or options.model, options.other_adapter or options.adapter
+    if options.other_model is not None:
+        second.adapter = options.other_adapter
+    second.prompt = options.prompt if options.other_prompt is None else options.other_prompt
+    compared = compare(first, _trace(second), options.target, token=options.token, contrast=options.contrast, threshold=options.threshold)
+    if options.json:
+        _print_json(compared.to_dict())
+        return 0
+    _print_comparison(compared, options.top)
+    return 0
+
+
+def _print_comparison(compared: Comparison, n_edges: int) -> None:
+    effects, edges = compared.effects, compared.edges
+    print(f"From {compared.names[0]} to {compared.names[1]}:")
+    print(f"logit of {effects[0].of!r}: {effects[0].logit:.3f} -> {effects[1].logit:.3f}")
+    print("\n          token  KL (nats)  p(next): first  second")
+    for (position, _), divergence, following in zip(compared.pairs.tolist(), compared.divergence, compared.following, strict=True):
+        shown = ["" if math.isnan(value) else f"{value:.3f}" for value in following.tolist()]
+        print(f"{compared.token_texts[0][position]!r:>15}  {divergence:9.4f}  {shown[0]:>14}  {shown[1]:>6}".rstrip())
+    print(f"\nEdges that changed most, of {len(edges)}:")
+    for edge in edges.strongest(n_edges):
+        side = 0 if (edges.source[edge, 0] >= 0 and edges.destination[edge, 0] >= 0) else 1
+        source, destination, key = edges.name(edge, side)
+        before, after = edges.contribution[edge].tolist()
+        print(f"  {after - before:+.3f}  {source} -> {destination} ({key}): {before:.3f} -> {after:.3f}")
+    change = compared.head_effects()[1] - compared.head_effects()[0]
+    print("\nHeads whose direct effect changed most:")
+    order = np.dstack(np.unravel_index(np.argsort(-np.abs(change), axis=None), change.shape))[0]
+    for layer, head in order[:_N_STRONGEST].tolist():
+        print(f"  {change[layer, head]:+.3f}  L{layer} H{head}")
+    change = compared.ffn_effects()[1] - compared.ffn_effects()[0]
+    print("\nFFN blocks whose direct effect changed most:")
+    for layer in np.argsort(-np.abs(change)).tolist()[:_N_STRONGEST]:
+        print(f"  {change[layer]:+.3f}  FFN L{layer}")
 
 
 def _heads(options: argparse.Namespace) -> int:

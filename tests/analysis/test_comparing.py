@@ -1,0 +1,182 @@
+"""Two traces compared: against the plain models, and against each trace asked alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import families
+import numpy as np
+import pytest
+import reference
+import torch
+from made_tokenizers import byte_level_tokenizer, metaspace_tokenizer
+
+import llm_tt
+from llm_tt.analysis.comparing import paired
+from llm_tt.analysis.comparison import ABSENT
+from llm_tt.errors import RequestError
+from llm_tt.flow.graph import EdgeKind
+
+# Biases everywhere; norms behind attention and FFN, a soft cap; parallel blocks.
+NAMES = ("gpt2", "gemma2", "gpt_neox")
+N_TOKENS = 9
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A checkpoint of the same shape and tokenizer as a name's, with weights of its own."""
+    folders: dict[str, Path] = {}
+
+    def save(name: str) -> Path:
+        if name not in folders:
+            tokenizer = metaspace_tokenizer() if name in families._METASPACE else byte_level_tokenizer()
+            folders[name] = families.save_checkpoint(tmp_path_factory.mktemp(name), families.CHECKPOINTS[name](), tokenizer, seed=7)
+        return folders[name]
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def other(tuned: Callable[[str], Path]) -> Callable[[str], llm_tt.Trace]:
+    return lambda name: llm_tt.load_model(str(tuned(name))).trace(families.token_ids(N_TOKENS))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contributions_are_those_of_each_trace_alone(name: str, trace: Callable, other: Callable) -> None:
+    first, second = trace(name, N_TOKENS), other(name)
+    compared = llm_tt.compare(first, second, threshold=0.05)
+    edges = compared.edges
+    assert compared.pairs.tolist() == [[position, position] for position in range(N_TOKENS)]
+    drawn: list[set[tuple[str, str, str]]] = []
+    for side, whole in enumerate((first, second)):
+        everything = llm_tt.extract_routes(whole, threshold=0.0, renormalize=False).to_networkx()
+        shown = llm_tt.extract_routes(whole, threshold=0.05, renormalize=False).to_networkx()
+        drawn.append(set(shown.edges(keys=True)))
+        for edge in range(len(edges)):
+            weight = everything.get_edge_data(*edges.name(edge, side), default={"weight": 0.0})["weight"]
+            assert edges.contribution[edge, side] == pytest.approx(weight, abs=1e-6)
+    seen = {side: {edges.name(edge, side) for edge in np.flatnonzero(edges.is_drawn[:, side])} for side in range(2)}
+    assert [seen[0], seen[1]] == drawn
+    assert drawn[0] != drawn[1]
+    names = [(EdgeKind(edges.kind[edge]), *edges.name(edge)) for edge in range(len(edges))]
+    assert len(set(names)) == len(names)
+    strongest, once = edges.strongest(5), edges.kind != EdgeKind.INTO_FFN
+    assert np.abs(edges.change[strongest]).tolist() == sorted(np.abs(edges.change[once]).tolist(), reverse=True)[:5]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_and_streams_are_those_of_the_plain_models(
+    name: str, trace: Callable, other: Callable, plain: Callable, tuned: Callable
+) -> None:
+    compared = llm_tt.compare(trace(name, N_TOKENS), other(name))
+    token_ids = families.token_ids(N_TOKENS)
+    both = (plain(name), reference.load_plain(tuned(name)))
+    runs = [reference.run_plain(model, token_ids) for model in both]
+    logs = []
+    for model in both:
+        with torch.inference_mode():
+            logs.append(model(torch.tensor([token_ids])).logits[0].double().log_softmax(-1))
+    divergence = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)
+    np.testing.assert_allclose(compared.divergence, divergence.numpy(), rtol=1e-4, atol=1e-6)
+    for side in range(2):
+        for position in range(N_TOKENS - 1):
+            row = logs[side][position]
+            assert compared.following[position, side] == pytest.approx(float(row[token_ids[position + 1]].exp()), rel=1e-4)
+            assert compared.ranks[position, side] == 1 + int((row > row[token_ids[position + 1]]).sum())
+    assert np.isnan(compared.following[-1]).all()
+    assert compared.ranks[-1].tolist() == [0, 0]
+    points = [[run.layers[0].pre, *(stream for layer in run.layers for stream in (layer.mid, layer.post))] for run in runs]
+    for point, streams in enumerate(zip(*points, strict=True)):
+        np.testing.assert_allclose(compared.cosine[point], torch.cosine_similarity(*streams).numpy(), atol=1e-5)
+        lengths = [stream.norm(dim=-1).numpy() for stream in streams]
+        np.testing.assert_allclose(compared.norm_ratio[point], lengths[1] / lengths[0], rtol=1e-5)
+
+
+def test_effects_are_on_the_same_token_in_both(trace: Callable, other: Callable) -> None:
+    first, second = trace("gpt2", N_TOKENS), other("gpt2")
+    compared = llm_tt.compare(first, second)
+    token = compared.effects[0].token_id
+    assert token == int(llm_tt.direct_effects(first).token_id)
+    alone = llm_tt.direct_effects(second, -1, token)
+    np.testing.assert_allclose(compared.head_effects()[1], alone.heads.sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(compared.ffn_effects()[1], alone.ffn, rtol=1e-6)
+    flows = [llm_tt.propagate(graph) for graph in compared.graphs]
+    for side, flow in enumerate(flows):
+        np.testing.assert_allclose(compared.head_flow[side], flow.by_head(first.model.info.n_heads))
+        np.testing.assert_allclose(compared.ffn_flow[side], flow.ffn.sum(1))
+
+
+def test_a_trace_does_not_differ_from_itself(trace: Callable) -> None:
+    compared = llm_tt.compare(trace("gpt2", N_TOKENS), trace("gpt2", N_TOKENS))
+    assert not compared.edges.change.any()
+    assert compared.edges.is_drawn.all()
+    assert np.abs(compared.divergence).max() == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(compared.cosine, 1)
+    assert compared.to_dict()["edges"][0]["drawn"] == [True, True]
+
+
+def test_minimal_pairs_are_compared_token_by_token() -> None:
+    llm = llm_tt.load_model("demo")
+    first = llm.trace("When Mary and John went to the store, John gave a drink to")
+    second = llm.trace("When Mary and John went to the store, Mary gave a drink to")
+    compared = llm_tt.compare(first, second, token=" Mary", contrast=" John")
+    assert compared.pairs.tolist() == [[position, position] for position in range(first.n_tokens)]
+    assert compared.effects[0].logit > 0 > compared.effects[1].logit
+    (name,) = [position for position in range(first.n_tokens) if first.token_ids[position] != second.token_ids[position]]
+    np.testing.assert_allclose(compared.divergence[:name], 0, atol=1e-9)
+    assert compared.divergence[-1] > 1
+    assert np.isnan(compared.following[name - 1]).all()
+
+
+def test_a_longer_text_has_tokens_without_a_partner() -> None:
+    llm = llm_tt.load_model("demo")
+    first, second = llm.trace("The capital of France is"), llm.trace("I think The capital of France is")
+    compared = llm_tt.compare(first, second)
+    extra = second.n_tokens - first.n_tokens
+    # "The" begins the first text; in the second a space is in front of it.
+    assert compared.pairs.tolist()[1:] == [[position, position + extra] for position in range(2, first.n_tokens)]
+    alone = (compared.edges.source[:, 0] == ABSENT) | (compared.edges.destination[:, 0] == ABSENT)
+    assert np.isnan(compared.edges.contribution[alone, 0]).all()
+    assert np.isfinite(compared.edges.contribution[~alone]).all()
+    listed = compared.to_dict()["edges"]
+    assert {edge["positions_of"] for edge in listed} == ({0, 1} if alone.any() else {0})
+    with pytest.raises(RequestError, match="Token 1 of the first text has no partner in the second"):
+        llm_tt.compare(second, first, target=1)
+    assert llm_tt.compare(second, first, target=1, other_target=0).graphs[1].target == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "pairs"),
+    [
+        ([1, 2, 3], [1, 2, 3], [[0, 0], [1, 1], [2, 2]]),
+        ([1, 2, 3], [1, 9, 3], [[0, 0], [1, 1], [2, 2]]),
+        ([1, 2, 3], [1, 3], [[0, 0], [2, 1]]),
+        ([1, 3], [1, 8, 9, 3], [[0, 0], [1, 3]]),
+        ([1, 2], [3], []),
+    ],
+)
+def test_tokens_are_paired(first: list[int], second: list[int], pairs: list[list[int]]) -> None:
+    assert paired(first, second).tolist() == pairs
+
+
+def test_models_of_other_shapes_are_refused(trace: Callable, model: Callable) -> None:
+    with pytest.raises(RequestError, match=r"layers|heads"):
+        llm_tt.compare(llm_tt.load_model("demo").trace("The capital"), model("gpt2").trace("The capital"))
+
+
+def test_other_tokenizers_are_refused(trace: Callable, tmp_path: Path) -> None:
+    renamed: Any = byte_level_tokenizer()
+    vocabulary = renamed.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(reversed(tokens))}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    folder = families.save_checkpoint(tmp_path, families.CHECKPOINTS["gpt2"](), fast)
+    with pytest.raises(RequestError, match="have different tokenizers"):
+        llm_tt.compare(trace("gpt2", N_TOKENS), llm_tt.load_model(str(folder)).trace(families.token_ids(N_TOKENS)))
