@@ -20,7 +20,7 @@ def show(graph: FlowGraph, predictions: TokenTable, following: TokenTable | None
     st.dataframe(
         table,
         hide_index=True,
-        height=213,
+        height=178,
         column_config={
             "token": st.column_config.TextColumn("next token", help="A dot is a space, as in ·Mary."),
             "probability": st.column_config.ProgressColumn(
