@@ -35,10 +35,17 @@ _STYLE = """<style>
   scrollbar-width: thin;
 }
 .st-key-side [data-testid="stVerticalBlock"] { gap: 0.6rem; }
+.st-key-tour p { line-height: 1.45; }
+@media (min-width: 2000px) {
+  .st-key-page > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:last-child {
+    flex: 0 0 36rem;
+  }
+}
 @media (max-width: 1200px) {
   [data-testid="stMainBlockContainer"] { padding-inline: 1.25rem; }
   [data-testid="stSidebar"][data-collapsed="false"] { width: 15rem !important; min-width: 15rem !important; }
-  [data-testid="stSidebarContent"] [data-testid="stSidebarUserContent"] { padding-inline: 1rem; }
+  [data-testid="stSidebarContent"], [data-testid="stSidebarHeader"] { padding-inline: 1rem; }
+  [data-testid="stSidebarUserContent"] { padding-inline: 0; }
   .st-key-page > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] { gap: 1rem; }
 }
 @media (min-width: 640px) and (max-width: 1200px) {

@@ -269,7 +269,7 @@ def test_every_table_downloads_its_numbers_in_full(page: ExplorePage) -> None:
 
     page.click({"type": "node", "node": "I2_2"})
     with tab.expect_download() as download:
-        tab.get_by_test_id("stDownloadButton").filter(has_text="CSV").filter(visible=True).first.get_by_role("button").click()
+        tab.locator(".st-key-top_csv").get_by_role("button").click()
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"), newline="")))
     trace = _trace()
     expected = llm_tt.lens_grid(trace)
