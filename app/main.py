@@ -27,7 +27,7 @@ _STYLE = """<style>
 [data-testid="stSidebarHeader"] { height: 2.5rem; margin-bottom: 0; }
 [data-testid="stSidebarUserContent"] { padding-bottom: 2rem; }
 [data-testid="stSidebar"] .st-key-choices { gap: 0.75rem; }
-[data-testid="stSidebar"] .st-key-model_tools { gap: 0.25rem; }
+[data-testid="stSidebar"] .st-key-model_tools { gap: 0.25rem; flex-wrap: nowrap; }
 [data-testid="stSidebar"] .st-key-model_tools button { min-height: 2rem; padding: 0 0.4rem; font-size: 0.875rem; white-space: nowrap; }
 .st-key-page > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] { align-items: stretch; }
 .st-key-side {
@@ -35,6 +35,9 @@ _STYLE = """<style>
   scrollbar-width: thin;
 }
 .st-key-side [data-testid="stVerticalBlock"] { gap: 0.6rem; }
+.st-key-predictions_head { flex-wrap: nowrap; }
+.st-key-predictions_head [data-testid="stMarkdown"] { min-width: 0; }
+.st-key-side [data-testid="stDownloadButton"] button { min-height: 1.5rem; white-space: nowrap; }
 .st-key-tour p { line-height: 1.45; }
 @media (min-width: 2000px) {
   .st-key-page > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:last-child {
@@ -48,11 +51,15 @@ _STYLE = """<style>
   [data-testid="stSidebarUserContent"] { padding-inline: 0; }
   .st-key-page > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] { gap: 1rem; }
 }
+@media (max-width: 1200px) {
+  [data-testid="stSidebar"] .st-key-files button { padding-inline: 0.4rem; }
+  .st-key-model_tools button span:has(> [data-testid="stIconMaterial"]) { display: none; }
+}
 @media (min-width: 640px) and (max-width: 1200px) {
   .st-key-page > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] { flex-wrap: nowrap; }
   .st-key-page > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] { min-width: 0; }
   .st-key-page > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:last-child {
-    flex: 0 0 18.5rem;
+    flex: 0 0 19rem;
   }
 }
 @media (max-width: 639px) {

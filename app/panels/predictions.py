@@ -15,9 +15,9 @@ from llm_tt.text import visible
 
 def show(graph: FlowGraph, predictions: TokenTable, following: TokenTable | None = None) -> None:
     """following: the token that comes next in the text, where there is one."""
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", gap="small"):
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", gap="small", key="predictions_head"):
         after = f":blue-background[`{_code(graph.token_texts[graph.target])}`]"
-        st.markdown(f"**After** {after} (token {graph.target}) **the model predicts**", width="content")
+        st.markdown(f"**After** {after} (token {graph.target}) **the model predicts**")
         what = "The model's first choices: tokens exactly as they are, their ids, numbers in full."
         csv_file.button(lambda: files.tokens_csv(predictions), "llm-tt-predictions.csv", "predictions_csv", what)
     assert predictions.probabilities is not None

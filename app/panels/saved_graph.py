@@ -70,7 +70,7 @@ class Opened:
 
 
 def choose() -> None:
-    """Let the user open a file; belongs under Open in the sidebar."""
+    """Let the user open a file; belongs under Files in the sidebar."""
     key = f"graph_file_{st.session_state.get('graph_files', 0)}"
     st.file_uploader(
         "A graph, saved as JSON",

@@ -319,7 +319,7 @@ def _prompt(service: Service, model: ModelKey | None) -> str | tuple[ChatMessage
     if not config.demo_mode and config.allow_loading_dataset_files:
         examples, files = st.columns([8, 5], gap="small", vertical_alignment="bottom")
     if files is not None:
-        with files, st.popover("Open", width="stretch", help="A file of prompts, or a graph that was saved as JSON."):
+        with files, st.popover("Files", width="stretch", key="files", help="A file of prompts, or a graph that was saved as JSON."):
             prompts = _loaded_prompts(prompts)
             saved_graph.choose()
     if prompts:

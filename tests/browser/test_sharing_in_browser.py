@@ -159,7 +159,7 @@ def test_a_saved_graph_opened_again_is_identical(page: ExplorePage, scheme: str,
     page.type_prompt(OTHER)
     expect(page.graph).to_have_attribute("data-target", "5")
 
-    tab.get_by_role("button", name="Open", exact=True).click()
+    tab.get_by_role("button", name="Files", exact=True).click()
     tab.locator("input[type=file][accept*=json]").set_input_files(tmp_path / name)
     expect(tab.get_by_text("A saved graph", exact=True)).to_be_visible()
     tab.keyboard.press("Escape")
