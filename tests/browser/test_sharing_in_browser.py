@@ -234,6 +234,9 @@ def test_the_table_and_the_graph_select_the_same_edge(page: ExplorePage, scheme:
     tab.wait_for_timeout(500)
     page.settle()
     assert page.cells(0, 0)[:3] == [edge.ends[0].name for edge in strongest[:3]]
+    # It lies below the window's edge, where no mouse can click.
+    table.evaluate("element => element.scrollIntoView({block: 'end'})")
+    tab.wait_for_timeout(700)
     box = table.bounding_box()
     assert box is not None
     tab.mouse.click(box["x"] + 120, box["y"] + 55)
@@ -247,6 +250,7 @@ def test_the_table_and_the_graph_select_the_same_edge(page: ExplorePage, scheme:
         assert selection(page) == expected
         expect(tab.get_by_text(f"row {row + 1} is selected")).to_be_visible()
     shoot(page, "table", scheme)
+    tab.get_by_test_id("stMain").evaluate("element => { element.scrollTop = 0; }")
     page.click(EDGE)
     number = 1 + next(index for index, edge in enumerate(strongest) if [node.name for node in edge.ends] == ["I2_2", "A3_14"])
     expect(tab.get_by_text(f"row {number} is selected")).to_be_visible()
