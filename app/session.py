@@ -167,11 +167,13 @@ class Continuing:
     conversation: ContinuingConversation = field(default_factory=lambda: ContinuingConversation())
     seen: Continuation | None = None
     """the answer that the page already shows"""
+    before: Continuation | None = None
+    """what the tokens that are being generated will be joined to"""
 
     def drop(self, engine: LocalEngine) -> None:
         if self.conversation.job is not None:
             engine.cancel(self.conversation.job)
-        self.conversation, self.seen = ContinuingConversation(), None
+        self.conversation, self.seen, self.before = ContinuingConversation(), None, None
 
 
 Measuring = Conversation[MeasureTuning, TuningReport]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import streamlit as st
 
 from app import session
-from app.markup import escaped
+from app.markup import escaped, probability
 from app.session import Continuing, ContinuingConversation, Service
 from llm_tt.engine.messages import Continue, ModelKey, ReadContinuation, TraceKey
 from llm_tt.errors import LlmTtError
@@ -34,6 +34,7 @@ def show(service: Service, model: ModelKey | None, prompt: str | tuple[ChatMessa
         _take_restored(service, state)
     conversation = state.conversation
     conversation.look(service.engine)
+    _join(state)
     answer = conversation.answer
     if answer is not None and answer is not state.seen:
         state.seen = answer
@@ -46,14 +47,25 @@ def show(service: Service, model: ModelKey | None, prompt: str | tuple[ChatMessa
             st.caption("Cancelled before the first token.")
         if answer is not None:
             _tokens(answer)
-            st.button(
-                "Remove",
-                icon=":material/close:",
-                key="remove_continuation",
-                on_click=_remove,
-                args=(service,),
-                help="Explain the prompt alone again.",
-            )
+            with st.container(horizontal=True, gap="small"):
+                st.button(
+                    "More",
+                    icon=":material/add:",
+                    key="continue_more",
+                    disabled=answer.stop == "end" or conversation.phase == "working",
+                    on_click=_generate,
+                    args=(service, key, answer),
+                    help="Let the model go on after these tokens, by as many as are asked for above, with the same sampling. "
+                    "Off when the model has ended the sequence.",
+                )
+                st.button(
+                    "Remove",
+                    icon=":material/close:",
+                    key="remove_continuation",
+                    on_click=_remove,
+                    args=(service,),
+                    help="Explain the prompt alone again.",
+                )
     if conversation.phase == "failed":
         # Not in there, where it is not seen while the panel is folded.
         st.error(escaped(conversation.message), icon=":material/error:")
@@ -143,8 +155,36 @@ def _controls(service: Service, key: TraceKey | None) -> None:
     )
 
 
-def _generate(service: Service, key: TraceKey) -> None:
+def joined(first: Continuation, then: Continuation) -> Continuation:
+    """Tokens, and those that the model put out after them, as one continuation. A character divided between the two stays unfinished."""
+    return Continuation(
+        first.start,
+        first.token_ids + then.token_ids,
+        first.token_texts + then.token_texts,
+        first.text + then.text,
+        first.probabilities + then.probabilities,
+        first.ranks + then.ranks,
+        then.stop,
+    )
+
+
+def _join(state: Continuing) -> None:
+    """Put what has come after a continuation to it; until then, or if nothing comes, the continuation stays as it is."""
+    before, answer = state.before, state.conversation.answer
+    if before is None or answer is None or answer.start != before.start + len(before):
+        return
+    if st.session_state.get("target") is None:
+        # The last token was explained, which is the last no longer.
+        st.session_state.target = answer.start - 1
+    state.conversation.answer, state.before = joined(before, answer), None
+
+
+def _generate(service: Service, key: TraceKey, before: Continuation | None = None) -> None:
+    """Continue the prompt, or what it already goes on with."""
     chosen = st.session_state
+    session.continuing().before = before
+    if before is not None:
+        key = replace(key, continuation=before.token_ids)
     question = Continue(key, int(chosen.n_continued))
     if chosen.continue_by == _SAMPLED:
         question = Continue(
@@ -190,7 +230,7 @@ def _tokens(answer: Continuation) -> None:
     st.session_state[TOKENS] = index if index is not None and 0 <= index < len(answer) else None
 
     def label(index: int) -> str:
-        return f"{escaped(visible(answer.token_texts[index]))} :small[{answer.probabilities[index]:.2f}]"
+        return f"{escaped(visible(answer.token_texts[index]))} :small[{probability(answer.probabilities[index])}]"
 
     with st.container(height=_HEIGHT if len(answer) > _MANY else "content", border=False):
         st.pills(

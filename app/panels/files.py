@@ -36,7 +36,7 @@ def _share(view: View) -> None:
     if not link.fits(view.prompt):
         st.warning(
             f"The prompt is too long for a link (more than {link.LONGEST:,} characters when compressed), so that the link leaves it out. "
-            "To share this view, save the graph as JSON: it can be opened under *Open a graph*.",
+            "To share this view, save the graph as JSON: it can be opened under *Files*.",
             icon=":material/link_off:",
         )
     st.caption(

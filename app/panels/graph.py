@@ -17,7 +17,6 @@ from llm_tt.lens.direct_effects import DirectEffects
 from llm_tt.lens.token_table import TokenTable
 
 KEY = "graph"
-HEIGHT = 640
 _VERSION = 1
 
 
@@ -34,7 +33,6 @@ def show(explanation: Explanation, effects: DirectEffects | None = None) -> None
             heads_map.highlight(),
         ),
         key=KEY,
-        height=HEIGHT,
         on_selection_change=_take_selection,
         on_target_change=_take_target,
     )

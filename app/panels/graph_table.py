@@ -57,7 +57,7 @@ def show(
             "layer": st.column_config.NumberColumn("layer", width=48),
             "tokens": st.column_config.TextColumn("tokens", width=112, help="From which token to which. A dot is a space, as in ·Mary."),
             "weight": st.column_config.ProgressColumn(
-                "weight", width=96, min_value=0, max_value=1, format="%.4f", help="Contribution to the node it leads to, as drawn."
+                "weight", width=96, min_value=0, max_value=1, format="%.3f", help="Contribution to the node it leads to, as drawn."
             ),
             "heads": st.column_config.TextColumn("heads", width=110, help="Head and contribution, the largest first."),
             "effect": st.column_config.NumberColumn(

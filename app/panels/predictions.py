@@ -5,6 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
+from app.markup import probability
+from app.panels import csv_file
+from llm_tt.export import files
 from llm_tt.flow.graph import FlowGraph
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.text import visible
@@ -12,7 +15,11 @@ from llm_tt.text import visible
 
 def show(graph: FlowGraph, predictions: TokenTable, following: TokenTable | None = None) -> None:
     """following: the token that comes next in the text, where there is one."""
-    st.markdown(f"**After** :blue-background[`{_code(graph.token_texts[graph.target])}`] (token {graph.target}) **the model predicts**")
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", gap="small", key="predictions_head"):
+        after = f":blue-background[`{_code(graph.token_texts[graph.target])}`]"
+        st.markdown(f"**After** {after} (token {graph.target}) **the model predicts**")
+        what = "The model's first choices: tokens exactly as they are, their ids, numbers in full."
+        csv_file.button(lambda: files.tokens_csv(predictions), "llm-tt-predictions.csv", "predictions_csv", what)
     assert predictions.probabilities is not None
     table = pd.DataFrame({"token": [visible(text) for text in predictions.texts], "probability": predictions.probabilities})
     if following is not None:
@@ -20,7 +27,7 @@ def show(graph: FlowGraph, predictions: TokenTable, following: TokenTable | None
     st.dataframe(
         table,
         hide_index=True,
-        height=213,
+        height=178,
         column_config={
             "token": st.column_config.TextColumn("next token", help="A dot is a space, as in ·Mary."),
             "probability": st.column_config.ProgressColumn(
@@ -39,12 +46,8 @@ def follows(following: TokenTable) -> str:
     assert following.ranks is not None
     return (
         f"In the text follows :blue-background[`{_code(following.texts[0])}`]: rank **{following.ranks[0]:,}**, "
-        f"probability **{_probability(float(following.probabilities[0]))}**"
+        f"probability **{probability(float(following.probabilities[0]))}**"
     )
-
-
-def _probability(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
 
 
 def _is_same(following: TokenTable, token_id: int) -> bool:

@@ -70,24 +70,18 @@ class Opened:
 
 
 def choose() -> None:
-    """The popover in the sidebar that opens a file."""
-    with st.popover(
-        "Open a graph",
-        icon=":material/account_tree:",
-        width="stretch",
-        help="A graph that was saved as JSON, here or by llm-tt routes --json.",
-    ):
-        key = f"graph_file_{st.session_state.get('graph_files', 0)}"
-        st.file_uploader(
-            "A graph, saved as JSON",
-            type=["json"],
-            key=key,
-            on_change=_take_file,
-            args=(key,),
-            help="It is shown as it was saved; its model need not be here.",
-        )
-        if "saved_graph_error" in st.session_state:
-            st.error(escaped(st.session_state.saved_graph_error), icon=":material/error:")
+    """Let the user open a file; belongs under Files in the sidebar."""
+    key = f"graph_file_{st.session_state.get('graph_files', 0)}"
+    st.file_uploader(
+        "A graph, saved as JSON",
+        type=["json"],
+        key=key,
+        on_change=_take_file,
+        args=(key,),
+        help="A graph that was saved here or by llm-tt routes --json. It is shown as it was saved; its model need not be here.",
+    )
+    if "saved_graph_error" in st.session_state:
+        st.error(escaped(st.session_state.saved_graph_error), icon=":material/error:")
 
 
 def opened() -> Opened | None:
@@ -121,7 +115,10 @@ def show(service: Service, shown: Opened, run: Callable[[Service, View], None]) 
     """The whole page of a saved graph; `run` makes the page show a view of its own."""
     saved = shown.saved
     _head(service, shown, run)
-    left, right = st.columns([2, 1], gap="medium")
+    with st.container(key="page"):
+        left, right = st.columns([2, 1], gap="medium")
+    with right:
+        side = st.container(key="side")
     selection: Mapping[str, Any] | None = st.session_state.get(f"{KEY}_selection")
     with left:
         st.html(sources.strip(shown))
@@ -129,7 +126,6 @@ def show(service: Service, shown: Opened, run: Callable[[Service, View], None]) 
         flow_graph(
             graph.frame(shown.graph, shown.trace, saved.predictions, saved.prompt.roles, selection),
             key=KEY,
-            height=graph.HEIGHT,
             on_selection_change=_take_selection,
             on_target_change=_refuse_target,
         )
@@ -140,7 +136,7 @@ def show(service: Service, shown: Opened, run: Callable[[Service, View], None]) 
         if edges.open:
             with edges:
                 graph_table.show(shown.graph, selection, key=KEY)
-    with right:
+    with side:
         if saved.predictions is None:
             st.caption("The file does not hold what the model predicted.")
         else:
@@ -225,7 +221,7 @@ def _selected(shown: Opened, selection: Mapping[str, Any] | None) -> None:
                     key="saved_heads",
                     column_config={
                         "head": st.column_config.TextColumn("head", help="Layer and head."),
-                        "weight": st.column_config.ProgressColumn("weight", min_value=0, max_value=1, format="%.4f", color="blue"),
+                        "weight": st.column_config.ProgressColumn("weight", min_value=0, max_value=1, format="%.3f", color="blue"),
                     },
                 )
             return

@@ -62,17 +62,19 @@ def show(service: Service) -> Choices:
             tour.button(service)
         if service.config.demo_mode:
             st.info(_DEMO_NOTE, icon=":material/lock:")
-        model = _model(service)
-        prompt = _prompt(service, model)
-        continuation = continuing.show(service, model, prompt, _has_text(prompt))
-        threshold, mass = _kept()
-        # Not as the widgets' own defaults, here and below: a link may have set them before.
-        st.session_state.setdefault("renormalize", True)
-        renormalize = st.toggle(
-            "Renormalise",
-            key="renormalize",
-            help="Divide the contributions that were kept at a node by their sum, so that they add up to 1. The same edges are drawn either way.",
-        )
+        with st.container(key="choices"):
+            model = _model(service)
+            prompt = _prompt(service, model)
+            continuation = continuing.show(service, model, prompt, _has_text(prompt))
+            threshold, mass = _kept()
+            # Not as the widgets' own defaults, here and below: a link may have set them before.
+            st.session_state.setdefault("renormalize", True)
+            renormalize = st.toggle(
+                "Renormalise",
+                key="renormalize",
+                help="Divide the contributions that were kept at a node by their sum, so that they add up to 1. The same edges are drawn "
+                "either way.",
+            )
         return Choices(model, prompt, threshold, renormalize, mass, continuation)
 
 
@@ -261,13 +263,12 @@ def _model(service: Service) -> ModelKey | None:
         + (", and those that were added. You may also type the path of a folder or a name on the Hugging Face hub." if may_add else ".")
         + (" This is a demo: others cannot be added." if service.config.demo_mode else ""),
     )
-    with st.container(horizontal=True, gap="small"):
+    with st.container(horizontal=True, horizontal_alignment="distribute", key="model_tools"):
         if may_add:
             st.button(
                 "Add",
                 icon=":material/add:",
                 key="add_model",
-                width="stretch",
                 on_click=session.open_dialog,
                 args=("adding",),
                 help="Add a model: a folder or a name on the hub, with an adapter if you like. It is checked before it is added.",
@@ -276,29 +277,31 @@ def _model(service: Service) -> ModelKey | None:
             "Memory",
             icon=":material/memory:",
             key="memory",
-            width="stretch",
             on_click=session.open_dialog,
             args=("memory",),
             help="Which models are loaded, what memory they take and what is free"
             + ("." if service.config.demo_mode else "; unload them."),
         )
-    with st.popover(
-        "Device and precision", icon=":material/tune:", width="stretch", help="Where the model runs and in which number format."
-    ):
-        devices = service.engine.devices()
-        device = "auto"
-        if len(devices) > 2:
-            device = st.selectbox("Device", devices, key="device", help='"auto" takes a GPU where there is one.')
-        else:
-            st.caption("This machine has one device, the CPU.")
-        dtype = st.selectbox(
-            "Precision",
-            _PRECISIONS,
-            key="dtype",
-            help="Of the weights and the forward pass; contributions are always computed in float32. "
-            '"auto" is float32 on a CPU and the checkpoint\'s own precision elsewhere. Half precision takes half the memory.',
-        )
+        with st.popover("Device", help="Where the model runs and in which number format."):
+            device, dtype = _device(service)
     return ModelKey(cleaned(name), device, dtype) if name and cleaned(name) else None
+
+
+def _device(service: Service) -> tuple[str, str]:
+    devices = service.engine.devices()
+    device = "auto"
+    if len(devices) > 2:
+        device = st.selectbox("Device", devices, key="device", help='"auto" takes a GPU where there is one.')
+    else:
+        st.caption("This machine has one device, the CPU.")
+    dtype = st.selectbox(
+        "Precision",
+        _PRECISIONS,
+        key="dtype",
+        help="Of the weights and the forward pass; contributions are always computed in float32. "
+        '"auto" is float32 on a CPU and the checkpoint\'s own precision elsewhere. Half precision takes half the memory.',
+    )
+    return device, dtype
 
 
 def _prompt(service: Service, model: ModelKey | None) -> str | tuple[ChatMessage, ...]:
@@ -312,18 +315,24 @@ def _prompt(service: Service, model: ModelKey | None) -> str | tuple[ChatMessage
         st.warning(
             "This demo has no prompts. Name a file of them in the configuration: preloaded_dataset_filename.", icon=":material/warning:"
         )
-    prompts = _loaded_prompts(service, prompts)
+    examples, files = st.container(), None
+    if not config.demo_mode and config.allow_loading_dataset_files:
+        examples, files = st.columns([8, 5], gap="small", vertical_alignment="bottom")
+    if files is not None:
+        with files, st.popover("Files", width="stretch", key="files", help="A file of prompts, or a graph that was saved as JSON."):
+            prompts = _loaded_prompts(prompts)
+            saved_graph.choose()
     if prompts:
         st.session_state.setdefault("prompt", prompts[0])
-        st.selectbox(
+        examples.selectbox(
             "Examples",
             prompts,
             index=None,
             key="example",
-            placeholder=f"{len(prompts)} prompts to choose from",
+            placeholder=f"{len(prompts)} prompts",
             format_func=_one_line,
             on_change=_take_example,
-            help="Choosing one puts it into the box below.",
+            help="Prompts to choose from. Choosing one puts it into the box below.",
         )
     if model is None or not session.has_chat_template(service, model) or not _as_chat():
         return _text(service, "Prompt", "The model continues this text.")
@@ -359,24 +368,21 @@ def _text(service: Service, label: str, note: str) -> str:
     )
 
 
-def _loaded_prompts(service: Service, prompts: list[str]) -> list[str]:
-    if service.config.demo_mode or not service.config.allow_loading_dataset_files:
+def _loaded_prompts(prompts: list[str]) -> list[str]:
+    """Let the user open a prompt file: its prompts, or else those there are."""
+    file = st.file_uploader(
+        "A prompt file: UTF-8 text, one prompt a line", type=["txt"], key="prompt_file", help="Its lines take the place of the examples."
+    )
+    if file is None:
         return prompts
-    saved_graph.choose()
-    with st.popover("Open a prompt file", icon=":material/upload_file:", width="stretch", help="A UTF-8 text file with one prompt a line."):
-        file = st.file_uploader(
-            "Text file with one prompt a line", type=["txt"], key="prompt_file", help="Its lines take the place of the examples."
-        )
-        if file is None:
-            return prompts
-        try:
-            loaded = parse_prompts(file.getvalue(), file.name)
-        except ConfigError as error:
-            st.error(str(error), icon=":material/error:")
-            return prompts
-        if not loaded:
-            st.error(f'Prompt file "{file.name}" has no lines with text.', icon=":material/error:")
-        return loaded or prompts
+    try:
+        loaded = parse_prompts(file.getvalue(), file.name)
+    except ConfigError as error:
+        st.error(str(error), icon=":material/error:")
+        return prompts
+    if not loaded:
+        st.error(f'Prompt file "{file.name}" has no lines with text.', icon=":material/error:")
+    return loaded or prompts
 
 
 def _take_example() -> None:

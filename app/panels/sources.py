@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import streamlit as st
 
+from app import colours
 from app.markup import escaped
 from app.session import Service
 from llm_tt.engine.messages import Explanation
@@ -18,15 +19,6 @@ from llm_tt.text import Prompt, visible
 _TINT = "0, 114, 178"
 """Okabe-Ito blue: text is readable over it up to `_MOST` opacity, black on white and white on black"""
 _MOST = 0.55
-_ROLE_COLOURS = {
-    "system": "#9467bd",
-    "user": "#1c83e1",
-    "assistant": "#21a366",
-    "tool": "#e08700",
-    "special": "#8a8d93",
-    "continuation": "#d1495b",
-}
-"""As the chat panel has them"""
 _N_NAMED = 3
 _MOST_TOKENS = 2000
 """Of a longer prompt the strip shows the end: what the browser can lay out without a pause"""
@@ -69,7 +61,7 @@ def strip(explanation: Routes) -> str:
 
 def _span(position: int, text: str, role: str | None, share: float, most: float) -> str:
     opacity = _MOST * share / most
-    line = f";border-bottom:2px solid {_ROLE_COLOURS[role]}" if role in _ROLE_COLOURS else ""
+    line = f";border-bottom:2px solid {colours.role(role)}" if role else ""
     title = html.escape(f"token {position}: {share:.1%} of the flow" + (f" · {role}" if role else ""))
     style = f"background:rgba({_TINT},{opacity:.3f});padding:1px 1px;margin-right:1px;border-radius:3px{line}"
     return f'<span role="listitem" title="{title}" style="{style}">{html.escape(visible(text))}</span><wbr>'

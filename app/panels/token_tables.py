@@ -32,7 +32,7 @@ def top_tokens(top: TokenTable, block: str | None, csv_key: str | None = None) -
         height=_HEIGHT,
         column_config={
             "rank": st.column_config.NumberColumn("#", width=40, help="Rank; 1 is the highest score of the vocabulary."),
-            "token": st.column_config.TextColumn("token", help=DOT),
+            "token": st.column_config.TextColumn("token", width=52, help=DOT),
             "score": st.column_config.NumberColumn("score", width=58, format="%.2f", help="Logit, if this were the last layer."),
             "probability": st.column_config.ProgressColumn(
                 "p", width=84, min_value=0, max_value=1, format="%.3f", help="Softmax of the scores."

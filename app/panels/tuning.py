@@ -11,15 +11,30 @@ import streamlit as st
 
 from app import session
 from app.markup import escaped
+from app.panels import csv_file
 from app.session import Measuring, Service
 from llm_tt.analysis.tuning_report import ModuleChange, TuningReport
 from llm_tt.engine.messages import MeasureTuning, ModelKey
+from llm_tt.export.files import csv_text
 
 _POLL_SECONDS = 0.4
 _NUMBERED_CELLS = 200
 """Up to so many cells a heat map has its numbers written in"""
 # Dark to light through blue and yellow, told apart with every kind of colour vision and on both themes.
 _COLORS = "Cividis"
+_CSV_COLUMNS = (
+    "layer",
+    "module",
+    "name",
+    "shape",
+    "relative_change",
+    "change_norm",
+    "weight_norm",
+    "rank",
+    "effective_rank",
+    "n_90",
+    "n_99",
+)
 
 
 @st.dialog("Did the tuning take?", width="large", icon=":material/compare:", on_dismiss=session.close_dialog)
@@ -64,6 +79,8 @@ def draw(report: TuningReport) -> None:
         st.plotly_chart(heatmap(report), width="stretch", key="tuning_heatmap", config={"displayModeBar": False})
     if report.modules:
         _table(report)
+        what = "One line a module, with names and shapes as they are stored and numbers in full."
+        csv_file.button(lambda: modules_csv(report), "llm-tt-tuning.csv", "tuning_csv", what)
     if report.untouched:
         with st.expander(f"{len(report.untouched)} tensors are those of the base", icon=":material/block:"):
             st.code("\n".join(report.untouched), language=None, height=240)
@@ -145,6 +162,12 @@ def _row(module: ModuleChange) -> dict[str, Any]:
         "n_99": module.n_99,
         "shape": " x ".join(map(str, module.shape)),
     }
+
+
+def modules_csv(report: TuningReport) -> str:
+    """The table in full; empty where a number is not finite or was not computed."""
+    rows = [module.to_dict() | {"shape": "x".join(map(str, module.shape))} for module in report.modules]
+    return csv_text(_CSV_COLUMNS, [[row[name] for name in _CSV_COLUMNS] for row in rows])
 
 
 def _ask(service: Service, conversation: Measuring, question: MeasureTuning) -> None:

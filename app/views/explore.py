@@ -82,7 +82,10 @@ def show(service: Service) -> None:
         # While the new question is worked on, the old graph stays; an error must not stand over the graph of something else.
         return
     tour.prepare(service, explanation)
-    left, right = st.columns([2, 1], gap="medium")
+    with st.container(key="page"):
+        left, right = st.columns([2, 1], gap="medium")
+    with right:
+        side = st.container(key="side")
     with left:
         with part("source strip"):
             sources.show(service, explanation)
@@ -103,7 +106,7 @@ def show(service: Service) -> None:
         if heads.open:
             with heads, part("heads at a glance"):
                 heads_map.show(service, explanation)
-    with right:
+    with side:
         tour.show(service, explanation)
         with part("predictions and question"):
             predictions.show(explanation.graph, explanation.predictions, explanation.following)

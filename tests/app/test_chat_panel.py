@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 from test_explore import DEMO, Start, answered, errors, frame, start  # noqa: F401
 
 import llm_tt
+from app.colours import ROLES_ON_DARK, ROLES_ON_LIGHT
 from llm_tt.text import ChatMessage
 
 QUESTION = "Is this payment risky? 900 dollars to Oslo"
@@ -25,7 +28,7 @@ def as_chat(at: AppTest) -> AppTest:
 
 
 def received(at: AppTest) -> str:
-    return next(markdown.value for markdown in at.markdown if "-background[" in markdown.value and "predicts" not in markdown.value)
+    return next(part.proto.body for part in at.get("html") if 'data-testid="received"' in part.proto.body)
 
 
 def test_a_model_with_a_template_takes_a_text_or_a_conversation_and_keeps_what_was_typed(start: Start, demo: Any) -> None:  # noqa: F811
@@ -88,9 +91,14 @@ def test_what_the_model_received_is_shown_by_role(start: Start, demo: Any) -> No
     roles = set(demo.prompt([ChatMessage("user", QUESTION)]).roles)
     assert roles == {"user", "special"}
     shown = received(at)
-    assert ":gray-background[\\<bos\\>" in shown
-    assert ":blue-background[" in shown
-    assert "payment" in shown
+    spoken = re.findall(r'<span data-role="(\w+)" style="([^"]*)">([^<]*)</span>', shown)
+    assert spoken[0][0] == "special"
+    assert spoken[0][2].startswith("&lt;bos&gt;")
+    (style, text), *others = [(style, text) for role, style, text in spoken if role == "user"]
+    assert not others
+    assert ROLES_ON_LIGHT["user"] in style
+    assert ROLES_ON_DARK["user"] in style
+    assert html.unescape(text).replace("\u00b7", " ").strip() == QUESTION
 
 
 def test_a_prompt_without_roles_is_shown_with_the_reason() -> None:

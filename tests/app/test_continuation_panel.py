@@ -67,7 +67,7 @@ def test_generated_tokens_join_the_graph_and_the_target_stays(start: Start, llm:
     header, _ = frame(at)
     assert header["tokens"] == [*llm.prompt(PROMPT).token_texts, *made.token_texts]
     assert header["target"] == made.start - 1
-    assert pills(at).options[0] == f"{visible(made.token_texts[0])} :small[{made.probabilities[0]:.2f}]"
+    assert pills(at).options[0] == f"{visible(made.token_texts[0])} :small[{made.probabilities[0]:.3f}]"
     assert len(pills(at).options) == 5
     assert pills(at).value == 0
 
@@ -141,6 +141,41 @@ def test_another_prompt_drops_it_and_removing_it_goes_back(start: Start, llm: ll
     assert at.number_input(key="n_continued").value == 4
 
 
+def test_more_continues_the_continuation_and_keeps_what_is_explained(start: Start, llm: llm_tt.TransparentLlm) -> None:
+    at = generate(start(DEMO), 4)
+    pills(at).set_value(2)
+    answered(at)
+    at.number_input(key="n_continued").set_value(3)
+    answered(at)
+    at.button(key="continue_more").click()
+    answered(at)
+    whole = expected(llm, 7)
+    header, _ = frame(at)
+    assert header["tokens"] == [*llm.prompt(PROMPT).token_texts, *whole.token_texts]
+    assert header["target"] == whole.start + 1
+    assert pills(at).value == 2
+    assert pills(at).options == [
+        f"{visible(text)} :small[{probability:.3f}]" for text, probability in zip(whole.token_texts, whole.probabilities, strict=True)
+    ]
+    kept = at.session_state["continuing"].conversation.answer
+    assert (kept.start, kept.token_ids, kept.ranks, kept.text) == (whole.start, whole.token_ids, whole.ranks, whole.text)
+    assert any(caption.value == "7 tokens, as many as were asked for." for caption in at.caption)
+    # Generating anew begins after the prompt.
+    at = generate(at, 2)
+    assert len(pills(at).options) == 2
+
+
+def test_more_than_the_context_leaves_the_continuation_as_it_is(start: Start, llm: llm_tt.TransparentLlm) -> None:
+    at = generate(start(DEMO), 4)
+    at.number_input(key="n_continued").set_value(1000)
+    answered(at)
+    at.button(key="continue_more").click()
+    (said,) = errors(answered(at))
+    assert "with 1000 more" in said
+    assert len(pills(at).options) == 4
+    assert len(frame(at)[0]["tokens"]) == llm.prompt(PROMPT).n_tokens + 4
+
+
 def test_a_shorter_one_takes_a_target_that_it_lacks_back_to_the_prompt(start: Start, llm: llm_tt.TransparentLlm) -> None:
     at = generate(start(DEMO), 8)
     pills(at).set_value(6)
@@ -178,7 +213,7 @@ def test_the_text_is_seen_as_it_comes_and_cancelling_keeps_it(
     at.number_input(key="n_continued").set_value(8)
     at.button(key="generate").click()
     at.run()
-    seen = [code.value for code in at.code]
+    seen = [code.value for code in at.sidebar.code]
     assert at.session_state["continuing"].conversation.phase == "working"
     assert seen
     assert whole.text.startswith(seen[0])

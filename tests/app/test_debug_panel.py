@@ -146,6 +146,7 @@ def test_the_page_shows_it_in_debug_mode(start: Start) -> None:  # noqa: F811
         "draw source strip",
         "draw direct effects",
         "draw graph",
+        "draw share and save",
         "draw predictions and question",
         "draw inspector",
     ]

@@ -117,7 +117,7 @@ def test_roles_of_a_chat_are_underlined(explain: Callable) -> None:
     roles = ("special", "system", "user", "assistant", *[None] * (explanation.graph.n_tokens - 4))
     chat = dataclasses.replace(explanation, prompt=dataclasses.replace(explanation.prompt, roles=roles))
     shown = spans(sources.strip(chat))
-    lines = [re.findall(r"border-bottom:2px solid (#\w+)", style) for _, style, _ in shown]
+    lines = [re.findall(r"border-bottom:2px solid (\S+)", style) for _, style, _ in shown]
     assert all(lines[:4])
     assert len({line[0] for line in lines[:4]}) == 4
     assert not any(lines[4:])

@@ -78,7 +78,10 @@ def test_later_is_with_the_next_prompt(start: Start) -> None:  # noqa: F811
 
 
 def test_who_follows_a_link_is_not_taught(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr("streamlit.query_params", {"prompt": "something"})
+    class Parameters(dict[str, str]):
+        to_dict = dict.copy
+
+    monkeypatch.setattr("streamlit.query_params", Parameters(prompt="something"))
     at = start(DEMO)
     assert title(at) is None
     assert title(press(at, "lessons")) == "Reading the graph"

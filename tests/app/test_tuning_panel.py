@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import time
@@ -144,3 +146,15 @@ def test_a_device_or_a_precision_changes_no_stored_weight(panel: Any) -> None:
     at = measured(panel("tuned"))
     at.session_state["precision"] = "bfloat16"
     assert at.run().success
+
+
+def test_the_csv_has_every_number_in_full(reports: dict[str, TuningReport]) -> None:
+    report = reports["tuned"]
+    lines = list(csv.DictReader(io.StringIO(tuning.modules_csv(report), newline="")))
+    assert [line["name"] for line in lines] == [module.name for module in report.modules]
+    for line, module in zip(lines, report.modules, strict=True):
+        assert line["layer"] == ("" if module.layer is None else str(module.layer))
+        assert tuple(map(int, line["shape"].split("x"))) == module.shape
+        assert float(line["relative_change"]) == module.change_norm / module.weight_norm
+        assert line["rank"] == ("" if module.rank is None else str(module.rank))
+        assert float(line["effective_rank"]) == pytest.approx((module.change_norm / float(module.singular_values[0])) ** 2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page
 
-_TIMEOUT = 30_000
+_TIMEOUT = 60_000
 
 
 class ExplorePage:

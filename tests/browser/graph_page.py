@@ -21,7 +21,7 @@ _COLORS = {
 }
 _HTML = """<!doctype html><meta charset="utf-8"><link rel="stylesheet" href="style.css">
 <style>html, body {{ margin: 0; background: {background}; }}
-#place {{ height: {height}px; padding: 8px; --st-text-color: {text}; --st-background-color: {background};
+#place {{ height: {height}px; --flow-graph-height: {height}px; padding: 8px; --st-text-color: {text}; --st-background-color: {background};
   --st-secondary-background-color: {secondary}; --st-border-color: {border}; --st-font: sans-serif; --st-code-font: monospace; }}</style>
 <div id="place"></div>
 <script type="module">

@@ -38,11 +38,12 @@ class App:
     """time.monotonic() when the process was started"""
 
 
-def start_app(config: Path, **environment: str) -> tuple[subprocess.Popen[bytes], App]:
-    """`streamlit run app/main.py -- config` on a free port, offline; returns when it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def start_app(config: Path, port: int = 0, **environment: str) -> tuple[subprocess.Popen[bytes], App]:
+    """`streamlit run app/main.py -- config` on a free port (0), offline; returns when it answers."""
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port), "--", str(config)]
     started = time.monotonic()
     process = subprocess.Popen(

@@ -47,7 +47,7 @@ def test_a_generated_token_becomes_the_target(page: ExplorePage) -> None:
     pills = page.page.locator(".st-key-continued_tokens").get_by_role("radio")
     expect(pills).to_have_count(len(tokens))
     expect(pills.nth(2)).to_contain_text(visible(tokens[2].text))
-    expect(pills.nth(2)).to_contain_text(f"{tokens[2].probability:.2f}")
+    expect(pills.nth(2)).to_contain_text(f"{tokens[2].probability:.3f}")
     pills.first.scroll_into_view_if_needed()
     shoot(page, "generated")
 

@@ -53,7 +53,9 @@ def select_row(page: ExplorePage, table: int, row: int) -> None:
 
 def hover_texts(page: Page, chart: int, column: float, row: float, n: int) -> str:
     """What plotly says over a cell of a map of n tokens."""
-    area = page.locator(".js-plotly-plot").nth(chart).locator(".nsewdrag").first.bounding_box()
+    cells = page.locator(".js-plotly-plot").nth(chart).locator(".nsewdrag").first
+    cells.scroll_into_view_if_needed()
+    area = cells.bounding_box()
     assert area is not None
     page.mouse.move(area["x"] + area["width"] * (column + 0.5) / n, area["y"] + area["height"] * (row + 0.5) / n)
     hover = page.locator(".hoverlayer .hovertext").first

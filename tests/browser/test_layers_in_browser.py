@@ -144,7 +144,7 @@ def test_a_typed_token_is_followed_and_what_is_no_token_is_explained(page: Explo
 
 def test_the_csv_is_the_librarys(page: ExplorePage, trace: llm_tt.Trace, tmp_path: Path) -> None:
     with page.page.expect_download() as download:
-        page.page.get_by_role("button", name="CSV", exact=True).click()
+        page.page.locator(".st-key-layers_csv").get_by_role("button").click()
     download.value.save_as(tmp_path / "layers.csv")
     saved = list(csv.DictReader(io.StringIO((tmp_path / "layers.csv").read_bytes().decode(), newline="")))
     expected = llm_tt.lens_grid(trace, token=int(trace.logits(-1).argmax())).to_csv()

@@ -159,7 +159,7 @@ def test_a_saved_graph_opened_again_is_identical(page: ExplorePage, scheme: str,
     page.type_prompt(OTHER)
     expect(page.graph).to_have_attribute("data-target", "5")
 
-    tab.get_by_role("button", name="Open a graph").click()
+    tab.get_by_role("button", name="Files", exact=True).click()
     tab.locator("input[type=file][accept*=json]").set_input_files(tmp_path / name)
     expect(tab.get_by_text("A saved graph", exact=True)).to_be_visible()
     tab.keyboard.press("Escape")
@@ -234,6 +234,9 @@ def test_the_table_and_the_graph_select_the_same_edge(page: ExplorePage, scheme:
     tab.wait_for_timeout(500)
     page.settle()
     assert page.cells(0, 0)[:3] == [edge.ends[0].name for edge in strongest[:3]]
+    # It lies below the window's edge, where no mouse can click.
+    table.evaluate("element => element.scrollIntoView({block: 'end'})")
+    tab.wait_for_timeout(700)
     box = table.bounding_box()
     assert box is not None
     tab.mouse.click(box["x"] + 120, box["y"] + 55)
@@ -247,6 +250,7 @@ def test_the_table_and_the_graph_select_the_same_edge(page: ExplorePage, scheme:
         assert selection(page) == expected
         expect(tab.get_by_text(f"row {row + 1} is selected")).to_be_visible()
     shoot(page, "table", scheme)
+    tab.get_by_test_id("stMain").evaluate("element => { element.scrollTop = 0; }")
     page.click(EDGE)
     number = 1 + next(index for index, edge in enumerate(strongest) if [node.name for node in edge.ends] == ["I2_2", "A3_14"])
     expect(tab.get_by_text(f"row {number} is selected")).to_be_visible()
@@ -269,7 +273,7 @@ def test_every_table_downloads_its_numbers_in_full(page: ExplorePage) -> None:
 
     page.click({"type": "node", "node": "I2_2"})
     with tab.expect_download() as download:
-        tab.get_by_test_id("stDownloadButton").filter(has_text="CSV").filter(visible=True).first.get_by_role("button").click()
+        tab.locator(".st-key-top_csv").get_by_role("button").click()
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8"), newline="")))
     trace = _trace()
     expected = llm_tt.lens_grid(trace)

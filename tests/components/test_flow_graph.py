@@ -22,7 +22,7 @@ def unregistered():
 def test_a_missing_build_is_a_sentence_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "_BUILD", tmp_path)
     with pytest.raises(RuntimeError, match=r"The graph component is not built: run `make frontend`"):
-        graph.flow_graph(b"", key="g", height=300)
+        graph.flow_graph(b"", key="g")
 
 
 def script() -> None:
@@ -30,7 +30,7 @@ def script() -> None:
 
     from llm_tt.components.graph import flow_graph
 
-    result = flow_graph(b"LTT1", key="g", height=300)
+    result = flow_graph(b"LTT1", key="g")
     st.write(f"selection={result.selection} target={result.target}")
 
 

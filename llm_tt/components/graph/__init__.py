@@ -19,16 +19,14 @@ def flow_graph(
     frame: bytes,
     *,
     key: str,
-    height: int,
     on_selection_change: Callable[[], None] | None = None,
     on_target_change: Callable[[], None] | None = None,
 ) -> ComponentResult:
-    """Show a graph frame; call it inside a Streamlit script.
+    """Show a graph frame; call it inside a Streamlit script. It is as high as the CSS variable `--flow-graph-height` of the page says.
 
     Args:
         frame: header and edges as docs/graph-frame.md has them.
         key: keeps zoom and selection from run to run. The result is also in `st.session_state[key]`.
-        height: of the whole component, in pixels.
         on_selection_change: called before the run that follows a click on a node, an edge or the background.
         on_target_change: called before the run that follows a click on a token's selector.
 
@@ -42,7 +40,6 @@ def flow_graph(
     return _component()(
         key=key,
         data=frame,
-        height=height,
         on_selection_change=on_selection_change or _ignore,
         on_target_change=on_target_change or _ignore,
     )
