@@ -7,6 +7,7 @@ from dataclasses import replace
 import streamlit as st
 
 from app import session
+from app.link import Selected
 from app.markup import escaped, probability
 from app.session import Continuing, ContinuingConversation, Service
 from llm_tt.engine.messages import Continue, ModelKey, ReadContinuation, TraceKey
@@ -267,6 +268,13 @@ def _keep_target(answer: Continuation) -> None:
     target = st.session_state.get("target")
     if answer.stop is not None and (target is None or target >= answer.start + len(answer)):
         st.session_state.target = answer.start - 1
+        _keep_selection(answer.start + len(answer))
+
+
+def _keep_selection(n_tokens: int) -> None:
+    """What is selected stays so where that many tokens still have it."""
+    selected = Selected.of(st.session_state.get("selection"))
+    if selected is not None and any(node.position >= n_tokens for node in selected.nodes):
         st.session_state.pop("selection", None)
 
 
@@ -274,6 +282,8 @@ def _remove(service: Service) -> None:
     state = session.continuing()
     answer = state.conversation.answer
     state.drop(service.engine)
-    if answer is not None and st.session_state.get("target", -1) >= answer.start - 1:
+    if answer is None:
+        return
+    if st.session_state.get("target", -1) >= answer.start - 1:
         st.session_state.pop("target", None)
-    st.session_state.pop("selection", None)
+    _keep_selection(answer.start)

@@ -224,3 +224,14 @@ def test_the_text_is_seen_as_it_comes_and_cancelling_keeps_it(
     assert 0 < n_kept < 8
     assert frame(at)[0]["tokens"][whole.start :] == list(whole.token_texts[:n_kept])
     assert any(caption.value.endswith(", then cancelled.") for caption in at.caption)
+
+
+def test_what_is_selected_stays_while_it_is_there(start: Start, llm: llm_tt.TransparentLlm) -> None:
+    at, n_prompt = start(DEMO), llm.prompt(PROMPT).n_tokens
+    at.session_state["selection"] = {"type": "node", "node": f"A2_{n_prompt - 1}"}
+    at = generate(at, 4)
+    assert frame(at)[0]["selection"] == {"type": "node", "node": f"A2_{n_prompt - 1}"}
+    at.session_state["selection"] = {"type": "node", "node": f"A2_{n_prompt + 1}"}
+    at = answered(at)
+    at.button(key="remove_continuation").click()
+    assert frame(answered(at))[0]["selection"] is None
