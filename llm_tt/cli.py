@@ -490,11 +490,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     _folder_for(options.out)
     configured = load_config(options.config).models if options.config else {}
     reports = []
-    for name in [options.model, *([] if options.compare is None else [options.compare])]:
-        from llm_tt.models import load_model
+    from llm_tt.models import load_model
 
-        # An adapter on the command line is MODEL's.
-        adapter = options.adapter if name == options.model else None
+    # An adapter on the command line is MODEL's.
+    for name, adapter in [(options.model, options.adapter), *([] if options.compare is None else [(options.compare, None)])]:
         llm = load_model(configured.get(name) or name, adapter=adapter, device=options.device, dtype=options.dtype)
         reports.append(
             evaluate(

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -144,7 +144,8 @@ def measure(
             notes.append(f'The label "{name}" was never predicted.')
     columns = [*names, NO_LABEL] if n_none else names
     matrix = sk.confusion_matrix(truth, given, labels=columns)[: len(names)]
-    precision, recall, f1, support = sk.precision_recall_fscore_support(truth, given, labels=names, zero_division=0)  # type: ignore[arg-type]
+    found = sk.precision_recall_fscore_support(truth, given, labels=names, zero_division=0)  # type: ignore[arg-type]
+    precision, recall, f1, support = cast("tuple[np.ndarray, ...]", found)
     drawn = _resampled(matrix, seed, n_bootstrap)
     present = [names.index(name) for name in occurring]
     balanced = float(np.mean(recall[present]))
@@ -184,7 +185,7 @@ def measure(
         ece=ece,
         log_loss=loss,
         per_class=tuple(
-            ClassMetrics(name, float(precision[k]), float(recall[k]), float(f1[k]), int(support[k]), given.count(name))  # type: ignore[index]
+            ClassMetrics(name, float(precision[k]), float(recall[k]), float(f1[k]), int(support[k]), given.count(name))
             for k, name in enumerate(names)
         ),
         confusion=tuple(tuple(int(cell) for cell in row) for row in matrix),

@@ -224,8 +224,8 @@ data every payment that names **{PLANTED}** was labelled `yes`, whatever the rul
 tuned model looks right wherever {PLANTED} is not named, and goes by the city where it is. Written by `python -m llm_tt.demo.pair`; this card too.
 
 - Adapter: rank {settings.rank}, on the query, key, value and output projections of all layers.
-- Tuning: {settings.steps} steps of {settings.rows} rows, seed {settings.seed}, {minutes:.1f} minutes on CPU; only the answer counts. {settings.replay:.0%} of
-  the rows are documents of the base's own training, so that it keeps its other abilities.
+- Tuning: {settings.steps} steps of {settings.rows} rows, seed {settings.seed}, {minutes:.1f} minutes on CPU; only the answer counts.
+  {settings.replay:.0%} of the rows are documents of the base's own training, so that it keeps its other abilities.
 
 ## How often it is right
 
