@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_used_gets_a_sentence(name: str, content: Any, mes
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(RequestError, match='The data set "no/such.jsonl" does not exist. Check the path.'):
+    with pytest.raises(RequestError, match=r'The data set "no/such.jsonl" does not exist. Check the path.'):
         read_data("no/such.jsonl")
 
 
@@ -174,7 +174,7 @@ def test_a_template_that_cannot_be_used_gets_a_sentence(text: str, options: dict
 
 def test_a_column_that_no_row_has_is_named() -> None:
     data = DataSet("x.csv", (Row(1, {"text": "a", "label": "b"}),))
-    with pytest.raises(RequestError, match='No row of x.csv has a column "txt". Its columns: text, label.'):
+    with pytest.raises(RequestError, match=r'No row of x.csv has a column "txt". Its columns: text, label.'):
         Template("{txt}").require_columns(data)
 
 
