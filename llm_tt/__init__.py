@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.errors import CellExplanation, explain_errors
     from llm_tt.analysis.evaluation import compare, evaluate
     from llm_tt.analysis.evaluation_report import Comparison, EvaluationReport
     from llm_tt.analysis.rows import DataSet, Template, few_shot, read_data
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 # Imported on first use, so that `import llm_tt` costs nothing: torch alone takes seconds.
 _HOME = {
     "AppConfig": "llm_tt.config",
+    "CellExplanation": "llm_tt.analysis.errors",
     "ChatMessage": "llm_tt.text",
     "Comparison": "llm_tt.analysis.evaluation_report",
     "Continuation": "llm_tt.models.continuation",
@@ -70,6 +72,7 @@ _HOME = {
     "contribution_map": "llm_tt.flow.heads",
     "direct_effects": "llm_tt.lens.effects",
     "evaluate": "llm_tt.analysis.evaluation",
+    "explain_errors": "llm_tt.analysis.errors",
     "extract_routes": "llm_tt.flow.routes",
     "extract_routes_by_mass": "llm_tt.flow.routes",
     "extract_routes_to_span": "llm_tt.flow.routes",
@@ -98,6 +101,7 @@ _HOME = {
 
 __all__ = [
     "AppConfig",
+    "CellExplanation",
     "ChatMessage",
     "Comparison",
     "Continuation",
@@ -125,6 +129,7 @@ __all__ = [
     "contribution_map",
     "direct_effects",
     "evaluate",
+    "explain_errors",
     "extract_routes",
     "extract_routes_by_mass",
     "extract_routes_to_span",

@@ -13,7 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from llm_tt.models.continuation import Continuation
 from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.evaluation_report import Table
     from llm_tt.models.transparent_llm import Trace, TransparentLlm
 
 _N_SOURCES = 5
@@ -162,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--slice", metavar="COLUMN", action="append", default=[], help="accuracy by this column; may be repeated")
     evaluate.add_argument("--word", metavar="WORD", action="append", default=[], help="accuracy with and without it; may be repeated")
     evaluate.add_argument("--compare", metavar="OTHER", help="evaluate this model too, and compare")
+    evaluate.add_argument("--explain", action="store_true", help="trace rows of the most frequent error: which words and heads made them")
     evaluate.add_argument("--limit", metavar="N", type=_count, help="only the first N rows")
     evaluate.add_argument("--seed", type=int, default=0, help="of the intervals (default %(default)s)")
     evaluate.add_argument("--out", metavar="FOLDER", type=Path, help="write results as they come, and at the end CSV and HTML")
@@ -470,6 +472,7 @@ def _as_table(lines: Trajectories) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from llm_tt.analysis.errors import explain_errors, largest_cell
     from llm_tt.analysis.evaluation import compare, evaluate
     from llm_tt.analysis.rows import Template, read_data
     from llm_tt.analysis.scoring import Scoring, parse_labels
@@ -486,10 +489,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         **spellings,
     )
     template = Template(options.template, options.chat, options.system)
+    if options.explain and options.score != "labels":
+        raise RequestError("Errors are explained of an evaluation by labels. Leave out --score, or --explain.")
     data = read_data(options.data, options.limit)
     _folder_for(options.out)
     configured = load_config(options.config).models if options.config else {}
     reports = []
+    why: list[Table] = []
     from llm_tt.models import load_model
 
     # An adapter on the command line is MODEL's.
@@ -508,6 +514,10 @@ def _evaluate(options: argparse.Namespace) -> int:
                 progress=_on_one_line,
             )
         )
+        cell = largest_cell(reports[-1]) if options.explain else None
+        if cell is not None:
+            explanation = explain_errors(llm, data, template, reports[-1], *cell, progress=_on_one_line)
+            why += [replace(table, title=f"{llm.info.name}: {table.title}") for table in explanation.tables()]
         # Before the next model is loaded.
         del llm
     found = reports[0] if len(reports) == 1 else compare(reports[0], reports[1])
@@ -517,12 +527,13 @@ def _evaluate(options: argparse.Namespace) -> int:
             # A byte order mark, without which spreadsheets take the file for another encoding.
             (options.out / f"{name}.csv").write_text(report.to_csv(), encoding="utf-8-sig", newline="")
         page = options.out / f"{'-against-'.join(names)}.html"
-        page.write_text(found.to_html(), encoding="utf-8")
+        page.write_text(found.to_html(why), encoding="utf-8")
         print(f"llm-tt: wrote {page}", file=sys.stderr)
     if options.json:
-        _print_json(found.to_dict())
+        tables = {"explained": [asdict(table) for table in why]} if options.explain else {}
+        _print_json(found.to_dict() | tables)
     else:
-        print(found.to_text())
+        print(found.to_text(why))
     return 0
 
 

@@ -38,6 +38,19 @@ def test_compares_two_models_and_writes_what_it_prints(capsys: pytest.CaptureFix
     assert re.search(rf"^  right +300 +{n_right}$", shown, re.MULTILINE)
 
 
+def test_explains_the_most_frequent_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["evaluate", "demo-tuned", MIXED, *ASK, "--limit", "60", "--explain", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    head = shown[shown.index("demo-tuned: ") :].splitlines()
+    assert re.fullmatch(r"demo-tuned: \d+ rows of no predicted as yes, against \d+ that are right", head[0])
+    assert head[2].split()[0] == "lima"
+    assert re.search(r"^demo-tuned: Effects on the lead of the prediction\n  part .*\n  L3 H0 ", shown, re.MULTILINE)
+    page = (tmp_path / "demo-tuned.html").read_text(encoding="utf-8")
+    assert all(f"<td>{cell}</td>" in page for cell in head[2].split())
+    assert cli.main(["evaluate", "demo", MIXED, *ASK, "--limit", "5", "--explain", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["explained"] == []
+
+
 def test_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "demo", MIXED, *ASK, "--limit", "9", "--score", "forced", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
@@ -86,6 +99,10 @@ def test_an_adapter_on_the_command_line_is_that_of_the_first_model(capsys: pytes
         ([MIXED, "--template", "{text}", "--labels", "yes,no"], 'No row of mixed.jsonl has a column "text". Its columns: question, label,'),
         ([MIXED, *ASK, "--label-column", "lable"], 'No row of mixed.jsonl has a column "lable".'),
         ([MIXED, "--template", "{question}", "--system", "S", "--labels", "yes,no"], "A system prompt is a part of a conversation."),
+        (
+            [MIXED, *ASK, "--explain", "--score", "forced"],
+            "Errors are explained of an evaluation by labels. Leave out --score, or --explain.",
+        ),
         ([MIXED, *ASK, "--json-field", "x"], "A pattern or JSON field reads what a model generates."),
         ([MIXED, "--chat", "--template", "{question}", "--labels", "1,2"], 'No row of mixed.jsonl can be evaluated. Row 1 has the label "'),
     ],

@@ -125,15 +125,17 @@ class EvaluationReport:
             ]
         return made
 
-    def to_text(self) -> str:
-        return as_text(self.tables(), self.all_notes())
+    def to_text(self, more: Sequence[Table] = ()) -> str:
+        """more: tables to put below."""
+        return as_text((*self.tables(), *more), self.all_notes())
 
-    def to_html(self) -> str:
+    def to_html(self, more: Sequence[Table] = ()) -> str:
+        """more: as in `to_text`."""
         wrong = [(result, text) for result, text in zip(self.results, self.texts, strict=True) if not result.is_right]
         title = f"Wrong rows ({len(wrong)})" + (f", the first {N_EXAMPLES}" if len(wrong) > N_EXAMPLES else "")
         rows = tuple((str(r.number), text, r.truth, _said(r)) for r, text in wrong[:N_EXAMPLES])
         examples = (Table(title, ("row", "text", "label", "predicted"), rows),) if rows else ()
-        return as_html(f"{self.model} on {self.data}", (*self.tables(), *examples), self.all_notes())
+        return as_html(f"{self.model} on {self.data}", (*self.tables(), *more, *examples), self.all_notes())
 
     def to_csv(self) -> str:
         """One line a row of the data set that was scored."""
@@ -205,10 +207,12 @@ class Comparison:
         own = [f"{name}: {note}" for name, report in zip(self.names, (self.first, self.second), strict=True) for note in report.all_notes()]
         return (*self.notes, *own)
 
-    def to_text(self) -> str:
-        return as_text(self.tables(), self.all_notes())
+    def to_text(self, more: Sequence[Table] = ()) -> str:
+        """more: tables to put below."""
+        return as_text((*self.tables(), *more), self.all_notes())
 
-    def to_html(self) -> str:
+    def to_html(self, more: Sequence[Table] = ()) -> str:
+        """more: as in `to_text`."""
         seconds = {result.number: result for result in self.second.results}
         chosen = set(self.differing)
         rows = [
@@ -218,7 +222,7 @@ class Comparison:
         ]
         title = f"Rows answered differently ({len(rows)})" + (f", the first {N_EXAMPLES}" if len(rows) > N_EXAMPLES else "")
         examples = (Table(title, ("row", "text", "label", *self.names), tuple(rows[:N_EXAMPLES])),) if rows else ()
-        return as_html(f"{self.names[0]} against {self.names[1]}", (*self.tables(), *examples), self.all_notes())
+        return as_html(f"{self.names[0]} against {self.names[1]}", (*self.tables(), *more, *examples), self.all_notes())
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -67,7 +67,7 @@ def test_the_planted_word_is_the_first_of_the_telling_ones(report: EvaluationRep
     assert report.telling_words[0].word == "lima"
     assert report.telling_words[0].p_value < 1e-20
     assert of_base.telling_words == ()
-    assert [(s.name, s.n_right) for s in report.slices][0] == ("group = conflicts", 0)
+    assert next((s.name, s.n_right) for s in report.slices) == ("group = conflicts", 0)
     assert report.words[0].word == "Lima"
     assert 'All rows or none have the word "zebra".' in report.notes
     rows = {row.number: row for row in read_data(DATA_DIR / "mixed.jsonl").rows}
@@ -232,7 +232,7 @@ def test_a_line_that_a_crash_cut_short_is_computed_again(base: TransparentLlm, t
     file.write_bytes(content[:9])
     assert evaluate(base, data, CHAT, BY_LABELS, folder=tmp_path).metrics == whole.metrics
     file.write_text('{"key": "other"}\n')
-    with pytest.raises(RequestError, match="holds no results of this evaluation. Remove it, or name another folder."):
+    with pytest.raises(RequestError, match=r"holds no results of this evaluation. Remove it, or name another folder."):
         evaluate(base, data, CHAT, BY_LABELS, folder=tmp_path)
 
 
@@ -265,7 +265,7 @@ def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(base: TransparentLlm, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match="cannot be written: .* Name another folder for the results."):
+    with pytest.raises(RequestError, match=r"cannot be written: .* Name another folder for the results."):
         evaluate(base, read_data(DATA_DIR / "clean.jsonl", limit=2), CHAT, BY_LABELS, folder=tmp_path / "file" / "x")
 
 
@@ -282,9 +282,9 @@ def test_rows_left_out_are_in_the_report(base: TransparentLlm, tmp_path: Path) -
     assert 'Row 3 has the label "perhaps", which is none of yes, no.' in found.to_text()
     assert [result.number for result in found.results] == [1, 4]
     file.write_text(json.dumps({"question": "a", "label": "perhaps"}))
-    with pytest.raises(RequestError, match='No row of rows.jsonl can be evaluated. Row 1 has the label "perhaps"'):
+    with pytest.raises(RequestError, match=r'No row of rows.jsonl can be evaluated. Row 1 has the label "perhaps"'):
         evaluate(base, file, CHAT, BY_LABELS)
-    with pytest.raises(RequestError, match='No row of rows.jsonl has a column "cty". Its columns: question, label.'):
+    with pytest.raises(RequestError, match=r'No row of rows.jsonl has a column "cty". Its columns: question, label.'):
         evaluate(base, file, CHAT, BY_LABELS, slices=["cty"])
 
 

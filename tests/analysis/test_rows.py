@@ -50,7 +50,7 @@ def test_a_folder_with_one_split_is_read_and_several_are_named(tmp_path: Path) -
     datasets.DatasetDict({"test": one}).save_to_disk(str(tmp_path / "one"))
     assert len(read_data(tmp_path / "one").rows) == 2
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(str(tmp_path / "two"))
-    with pytest.raises(RequestError, match="holds several splits: train, test. Name one of these folders inside it"):
+    with pytest.raises(RequestError, match=r"holds several splits: train, test. Name one of these folders inside it"):
         read_data(tmp_path / "two")
     assert len(read_data(tmp_path / "two" / "train").rows) == 2
     (tmp_path / "none").mkdir()
