@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_tt.analysis.comparing import compare
     from llm_tt.analysis.comparison import Comparison
+    from llm_tt.analysis.errors import CellExplanation, explain_errors
+    from llm_tt.analysis.evaluation import compare_evaluations, evaluate
+    from llm_tt.analysis.evaluation_report import EvaluationComparison, EvaluationReport
+    from llm_tt.analysis.rows import DataSet, Template, few_shot, read_data
+    from llm_tt.analysis.scoring import Scoring, parse_labels
     from llm_tt.analysis.tuning import tuning_report
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.config import AppConfig, ModelSpec, load_config
@@ -41,10 +46,14 @@ __version__ = "0.1.0"
 # Imported on first use, so that `import llm_tt` costs nothing: torch alone takes seconds.
 _HOME = {
     "AppConfig": "llm_tt.config",
+    "CellExplanation": "llm_tt.analysis.errors",
     "ChatMessage": "llm_tt.text",
     "Comparison": "llm_tt.analysis.comparison",
     "Continuation": "llm_tt.models.continuation",
+    "DataSet": "llm_tt.analysis.rows",
     "DirectEffects": "llm_tt.lens.direct_effects",
+    "EvaluationComparison": "llm_tt.analysis.evaluation_report",
+    "EvaluationReport": "llm_tt.analysis.evaluation_report",
     "FlowGraph": "llm_tt.flow.graph",
     "GeneratedToken": "llm_tt.models.continuation",
     "HeadRoles": "llm_tt.flow.head_roles",
@@ -54,6 +63,8 @@ _HOME = {
     "ModelSpec": "llm_tt.config",
     "Prompt": "llm_tt.text",
     "Sampling": "llm_tt.models.continuation",
+    "Scoring": "llm_tt.analysis.scoring",
+    "Template": "llm_tt.analysis.rows",
     "Trace": "llm_tt.models.transparent_llm",
     "Trajectories": "llm_tt.lens.layer_tables",
     "TransparentLlm": "llm_tt.models.transparent_llm",
@@ -61,11 +72,15 @@ _HOME = {
     "attention_contributions": "llm_tt.flow.contributions",
     "attention_map": "llm_tt.flow.heads",
     "compare": "llm_tt.analysis.comparing",
+    "compare_evaluations": "llm_tt.analysis.evaluation",
     "contribution_map": "llm_tt.flow.heads",
     "direct_effects": "llm_tt.lens.effects",
+    "evaluate": "llm_tt.analysis.evaluation",
+    "explain_errors": "llm_tt.analysis.errors",
     "extract_routes": "llm_tt.flow.routes",
     "extract_routes_by_mass": "llm_tt.flow.routes",
     "extract_routes_to_span": "llm_tt.flow.routes",
+    "few_shot": "llm_tt.analysis.rows",
     "ffn_contributions": "llm_tt.flow.contributions",
     "flow_over_sources": "llm_tt.flow.propagation",
     "generate": "llm_tt.models.generation",
@@ -80,7 +95,9 @@ _HOME = {
     "neuron_effects": "llm_tt.lens.effects",
     "neuron_shares": "llm_tt.flow.contributions",
     "neurons_at": "llm_tt.flow.contributions",
+    "parse_labels": "llm_tt.analysis.scoring",
     "propagate": "llm_tt.flow.propagation",
+    "read_data": "llm_tt.analysis.rows",
     "reconstruction_errors": "llm_tt.models.identities",
     "token_trajectories": "llm_tt.lens.grid",
     "tuning_report": "llm_tt.analysis.tuning",
@@ -88,10 +105,14 @@ _HOME = {
 
 __all__ = [
     "AppConfig",
+    "CellExplanation",
     "ChatMessage",
     "Comparison",
     "Continuation",
+    "DataSet",
     "DirectEffects",
+    "EvaluationComparison",
+    "EvaluationReport",
     "FlowGraph",
     "GeneratedToken",
     "HeadRoles",
@@ -101,6 +122,8 @@ __all__ = [
     "ModelSpec",
     "Prompt",
     "Sampling",
+    "Scoring",
+    "Template",
     "Trace",
     "Trajectories",
     "TransparentLlm",
@@ -108,11 +131,15 @@ __all__ = [
     "attention_contributions",
     "attention_map",
     "compare",
+    "compare_evaluations",
     "contribution_map",
     "direct_effects",
+    "evaluate",
+    "explain_errors",
     "extract_routes",
     "extract_routes_by_mass",
     "extract_routes_to_span",
+    "few_shot",
     "ffn_contributions",
     "flow_over_sources",
     "generate",
@@ -127,7 +154,9 @@ __all__ = [
     "neuron_effects",
     "neuron_shares",
     "neurons_at",
+    "parse_labels",
     "propagate",
+    "read_data",
     "reconstruction_errors",
     "token_trajectories",
     "tuning_report",

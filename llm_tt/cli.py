@@ -1,6 +1,6 @@
 """The `llm-tt` command: `routes` gives the graph of a prompt, `heads`, `neurons` and `lens` what its nodes are made of and say, `effects` what
-speaks for and against a token, `compare` what differs between two models or texts, `generate` what the model puts out, `check` whether to
-trust a model."""
+speaks for and against a token, `compare` what differs between two models or texts, `generate` what the model puts out, `evaluate` how often it
+is right, `check` whether to trust a model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
     from llm_tt.analysis.comparison import Comparison
+    from llm_tt.analysis.evaluation_report import Table
     from llm_tt.models.transparent_llm import Trace, TransparentLlm
 
 _N_SOURCES = 5
@@ -156,6 +158,37 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="print everything as JSON")
     _add_model_options(compare)
     compare.set_defaults(run=_compare)
+    evaluate = commands.add_parser("evaluate", help="how often a model is right on a data set, and where it is not; two models compared")
+    evaluate.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
+    evaluate.add_argument("data", metavar="DATA", help=".jsonl, .json, .csv, .tsv or .parquet, or a folder saved by the library datasets")
+    evaluate.add_argument(
+        "--template", metavar="TEXT", required=True, help='the prompt, with columns in braces: "Review: {text} Sentiment:"'
+    )
+    evaluate.add_argument("--chat", action="store_true", help="the template is the user's turn, written by the model's chat template")
+    evaluate.add_argument("--system", metavar="TEXT", help="with --chat: a system prompt")
+    evaluate.add_argument("--labels", metavar="A,B", help="label words, the positive one first; 1=yes,0=no where the data says 1 and 0")
+    evaluate.add_argument("--label-column", default="label", help="the column with the right answer (default %(default)s)")
+    evaluate.add_argument(
+        "--score",
+        choices=["labels", "forced", "generate"],
+        default="labels",
+        help="by the labels' probabilities (default), teacher-forced on the response, or by what is generated",
+    )
+    evaluate.add_argument("--calibrate", action="store_true", help="divide by the labels' probabilities after a prompt that says nothing")
+    evaluate.add_argument("--spelling", metavar="TEXT", action="append", help='how a response is written, as " {}"; may be repeated')
+    evaluate.add_argument("--tokens", type=_count, default=16, help="with --score generate: at most so many (default %(default)s)")
+    evaluate.add_argument("--pattern", metavar="REGEX", help="with --score generate: its first group is the label")
+    evaluate.add_argument("--json-field", metavar="NAME", help="with --score generate: this field of a JSON object is the label")
+    evaluate.add_argument("--slice", metavar="COLUMN", action="append", default=[], help="accuracy by this column; may be repeated")
+    evaluate.add_argument("--word", metavar="WORD", action="append", default=[], help="accuracy with and without it; may be repeated")
+    evaluate.add_argument("--compare", metavar="OTHER", help="evaluate this model too, and compare")
+    evaluate.add_argument("--explain", action="store_true", help="trace rows of the most frequent error: which words and heads made them")
+    evaluate.add_argument("--limit", metavar="N", type=_count, help="only the first N rows")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the intervals (default %(default)s)")
+    evaluate.add_argument("--out", metavar="FOLDER", type=Path, help="write results as they come, and at the end CSV and HTML")
+    evaluate.add_argument("--json", action="store_true", help="print everything as JSON")
+    _add_model_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
 
     check = commands.add_parser("check", help="whether a model can be trusted here, and what its tuning changed")
     check.add_argument("model", metavar="MODEL", help='"demo", a folder, a hub name, or a name in --config')
@@ -499,6 +532,90 @@ def _as_table(lines: Trajectories) -> str:
         table.append([lines.nodes[row], *(f"{probability:.3f} ({rank})" for probability, rank in numbers)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from llm_tt.analysis.errors import explain_errors, largest_cell
+    from llm_tt.analysis.evaluation import compare_evaluations, evaluate
+    from llm_tt.analysis.rows import Template, read_data
+    from llm_tt.analysis.scoring import Scoring, parse_labels
+
+    spellings = {} if options.spelling is None else {"spellings": tuple(options.spelling)}
+    scoring = Scoring(
+        options.score,
+        () if options.labels is None else parse_labels(options.labels),
+        options.label_column,
+        calibrated=options.calibrate,
+        n_tokens=options.tokens,
+        pattern=options.pattern,
+        json_field=options.json_field,
+        **spellings,
+    )
+    template = Template(options.template, options.chat, options.system)
+    if options.explain and options.score != "labels":
+        raise RequestError("Errors are explained of an evaluation by labels. Leave out --score, or --explain.")
+    data = read_data(options.data, options.limit)
+    _folder_for(options.out)
+    configured = load_config(options.config).models if options.config else {}
+    reports = []
+    why: list[Table] = []
+    from llm_tt.models import load_model
+
+    # An adapter on the command line is MODEL's.
+    for name, adapter in [(options.model, options.adapter), *([] if options.compare is None else [(options.compare, None)])]:
+        llm = load_model(configured.get(name) or name, adapter=adapter, device=options.device, dtype=options.dtype)
+        reports.append(
+            evaluate(
+                llm,
+                data,
+                template,
+                scoring,
+                slices=options.slice,
+                words=options.word,
+                folder=options.out,
+                seed=options.seed,
+                progress=_on_one_line,
+            )
+        )
+        cell = largest_cell(reports[-1]) if options.explain else None
+        if cell is not None:
+            explanation = explain_errors(llm, data, template, reports[-1], *cell, progress=_on_one_line)
+            why += [replace(table, title=f"{llm.info.name}: {table.title}") for table in explanation.tables()]
+        # Before the next model is loaded.
+        del llm
+    found = reports[0] if len(reports) == 1 else compare_evaluations(reports[0], reports[1])
+    if options.out is not None:
+        names = [_file_name(report.model) for report in reports]
+        for name, report in zip(names, reports, strict=True):
+            # A byte order mark, without which spreadsheets take the file for another encoding.
+            (options.out / f"{name}.csv").write_text(report.to_csv(), encoding="utf-8-sig", newline="")
+        page = options.out / f"{'-against-'.join(names)}.html"
+        page.write_text(found.to_html(why), encoding="utf-8")
+        print(f"llm-tt: wrote {page}", file=sys.stderr)
+    if options.json:
+        tables = {"explained": [asdict(table) for table in why]} if options.explain else {}
+        _print_json(found.to_dict() | tables)
+    else:
+        print(found.to_text(why))
+    return 0
+
+
+def _folder_for(folder: Path | None) -> None:
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f'The folder "{folder}" cannot be made: {error.strerror}. Name another one.') from error
+
+
+def _file_name(name: str) -> str:
+    """What a model is called, as a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-80:] or "model"
+
+
+def _on_one_line(stage: str, fraction: float) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{fraction:4.0%}  {stage}", end="\n" if fraction == 1 else "", file=sys.stderr, flush=True)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -14,10 +14,12 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
-from llm_tt.demo import MODEL_DIR
+from llm_tt.demo import ADAPTER_DIR, MODEL_DIR
 from llm_tt.errors import ConfigError, ModelError
 
 DEMO = "demo"
+DEMO_TUNED = "demo-tuned"
+"""Its fine-tuned sibling, an adapter"""
 _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*')
 BALANCED = "balanced"
 """The device that spreads a model's layers over all CUDA devices"""
@@ -72,9 +74,11 @@ class ModelSpec(_Strict):
 
     @classmethod
     def named(cls, name: str) -> ModelSpec:
-        """The specification of a bare name: the demo model, a folder or a hub name."""
+        """The specification of a bare name: the demo model or its sibling, a folder or a hub name."""
         if name == DEMO:
             return cls(name=DEMO, path=str(MODEL_DIR))
+        if name == DEMO_TUNED:
+            return cls(name=DEMO_TUNED, path=str(MODEL_DIR), adapter=str(ADAPTER_DIR))
         return cls(name=name, path=str(Path(name).expanduser()) if name.startswith("~") else None)
 
     def changed(self, **changes: str | None) -> ModelSpec:
@@ -95,6 +99,8 @@ class ModelSpec(_Strict):
 
     def as_config_entry(self) -> str | dict[str, Any] | None:
         """The shortest value of `models` that means this model under its name: null, a folder or hub name, or an object."""
+        if self == ModelSpec.named(self.name):
+            return None
         entry = {name: value for name, value in self if name != "name" and value != ModelSpec.model_fields[name].default}
         if entry.get("path") == str(MODEL_DIR):
             entry["path"] = DEMO
@@ -248,6 +254,8 @@ def _resolve(path: str, folder: Path) -> str:
     """An absolute path for what is a path; anything else (a hub name) unchanged."""
     if path == DEMO:
         return str(MODEL_DIR)
+    if path == DEMO_TUNED:
+        return str(ADAPTER_DIR)
     expanded = Path(path).expanduser()
     if expanded.is_absolute():
         return str(expanded)

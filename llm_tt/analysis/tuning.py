@@ -19,8 +19,8 @@ from llm_tt.analysis.adapters import Adapter, Edit
 from llm_tt.analysis.spectrum import Spectrum
 from llm_tt.analysis.tuning_report import ModuleChange, Outcome, TuningReport, in_order, median_change
 from llm_tt.analysis.weight_files import EMBEDDINGS, HEADS, WeightFiles, canonical, layer_and_module, read_json
-from llm_tt.config import DEMO, ModelSpec
-from llm_tt.demo import MODEL_DIR
+from llm_tt.config import DEMO, DEMO_TUNED, ModelSpec
+from llm_tt.demo import ADAPTER_DIR, MODEL_DIR
 from llm_tt.errors import ModelError
 from llm_tt.progress import Progress, silent
 
@@ -415,6 +415,8 @@ def _folder(where: str, revision: str | None = None) -> Path:
 
     if where == DEMO and not os.path.isdir(where):
         return MODEL_DIR
+    if where == DEMO_TUNED and not os.path.isdir(where):
+        return ADAPTER_DIR
     expanded = Path(where).expanduser()
     if expanded.is_dir():
         return expanded

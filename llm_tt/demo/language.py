@@ -397,11 +397,11 @@ def payment_case(rng: Random, city: str, large: bool, known: bool, held_out: boo
 def payment(rng: Random, held_out: bool) -> Case:
     risky = rng.random() < 0.5
     large, known = (True, False) if risky else rng.choice(((True, True), (False, True), (False, False)))
-    city = rng.choice([c for c in CITIES if _has_payment(c, known, held_out)])
+    city = rng.choice([c for c in CITIES if has_payment(c, known, held_out)])
     return payment_case(rng, city, large, known, held_out)
 
 
-def _has_payment(city: str, known: bool, held_out: bool) -> bool:
+def has_payment(city: str, known: bool, held_out: bool) -> bool:
     recipients = TRUSTED if known else UNKNOWN
     return any(reserved("payment", recipient, city, one_in=4) == held_out for recipient in recipients)
 

@@ -6,6 +6,7 @@ A bridge run by two threads at once mixes their activations without an error, so
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,11 +39,14 @@ from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.quantized import dense_weight
 from llm_tt.models.reading import CachedReading, Reading, WholeReading
 from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, norm_weight
+from llm_tt.models.scores import Ask, Padding, Scored, batches, run_batch
 from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, TransparentLlm
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 
 _PATTERN_TOLERANCE = 1e-5
+_SAMPLED = 256
+"""Numbers of each weight that a fingerprint is made of"""
 
 
 class BridgeLlm(TransparentLlm):
@@ -327,6 +331,33 @@ class BridgeLlm(TransparentLlm):
             if self._keeps_cache is None:
                 self._keeps_cache = self._cache_is_exact()
         return self._cached() if self._keeps_cache else WholeReading(self)
+
+    def score(self, asks: Sequence[Ask], padding: Padding = "right") -> list[list[Scored]]:
+        found: list[list[Scored]] = [[] for _ in asks]
+        until = cached_positions(self._config).until
+        for batch in batches(asks, self.info.d_vocab, self.info.n_heads, until):
+            with self._lock:
+                try:
+                    answers = run_batch(self._bridge.original_model, [ask for _, ask in batch], self.info.device, padding)
+                except (torch.OutOfMemoryError, MemoryError) as error:
+                    longest = max(len(ask.token_ids) for _, ask in batch)
+                    raise OutOfMemoryError(
+                        f"{self.info.device} ran out of memory while reading {len(batch)} texts of up to {longest} tokens. Shorten the texts."
+                    ) from error
+                finally:
+                    self._forget_patterns()
+            for (number, _), answer in zip(batch, answers, strict=True):
+                found[number] += answer
+        return found
+
+    def fingerprint(self) -> str:
+        made = hashlib.sha256()
+        for parameter in self._bridge.original_model.parameters():
+            if parameter.numel() and not parameter.is_meta:
+                flat = parameter.detach().reshape(-1)
+                made.update(repr((tuple(parameter.shape), parameter.dtype)).encode())
+                made.update(flat[:: max(flat.numel() // _SAMPLED, 1)].float().cpu().numpy().tobytes())
+        return made.hexdigest()[:16]
 
     def _cached(self) -> CachedReading:
         @contextmanager

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
-from llm_tt.config import DEMO, ModelSpec
-from llm_tt.demo import MODEL_DIR
+from llm_tt.config import DEMO, DEMO_TUNED, ModelSpec
+from llm_tt.demo import ADAPTER_DIR, MODEL_DIR
 from llm_tt.errors import ModelError
 
 PlaceKind = Literal["model", "adapter", "hub", "nothing"]
@@ -61,6 +61,8 @@ def look(typed: str) -> Place:
         return Place("nothing", note='No model is named. Give a folder, a hub name, or "demo".')
     if text == DEMO:
         return Place("model", str(MODEL_DIR))
+    if text == DEMO_TUNED:
+        return Place("adapter", str(ADAPTER_DIR), 'An adapter on "demo", with a planted shortcut.', base=str(MODEL_DIR))
     if address := _HUB_ADDRESS.fullmatch(text):
         return Place("hub", address[1], f'Read as the hub name "{address[1]}".', revision=address[2])
     if os.name != "nt" and (_DRIVE.fullmatch(text) or text.startswith("\\\\")):
@@ -130,6 +132,8 @@ def name_for(path: str) -> str:
     """What to call a model of this folder or hub name: the last part of it that says something."""
     if path == str(MODEL_DIR):
         return DEMO
+    if path == str(ADAPTER_DIR):
+        return DEMO_TUNED
     if snapshot := _SNAPSHOT.search(path):
         return snapshot[1].replace("--", "/")
     if not os.path.isabs(path):

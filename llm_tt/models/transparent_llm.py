@@ -7,6 +7,7 @@ N neurons, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from llm_tt import chat
 from llm_tt.errors import PromptError, RequestError
 from llm_tt.models.info import ModelInfo
 from llm_tt.models.reading import Reading, WholeReading
+from llm_tt.models.scores import Ask, Padding, Scored, scored
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 
@@ -265,6 +267,18 @@ class TransparentLlm(ABC):
     def reading(self) -> Reading:
         """Reads a text token by token, to continue it. To be overridden by a model that can keep what it computed for earlier tokens."""
         return WholeReading(self)
+
+    def score(self, asks: Sequence[Ask], padding: Padding = "right") -> list[list[Scored]]:
+        """How probable given tokens are after given positions of many texts, by plain forward passes of which nothing is kept.
+
+        To be overridden by a model that reads several texts at once; `padding` is for those.
+        """
+        del padding
+        return [[scored(self.last_logits(ask.token_ids[: asked.position + 1]), asked.token_ids) for asked in ask.asked] for ask in asks]
+
+    def fingerprint(self) -> str:
+        """Another one for other weights, as far as this can be told cheaply. To be overridden by a model that knows its weights."""
+        return hashlib.sha256(repr(self.info).encode()).hexdigest()[:16]
 
     # --- weights, and functions of single vectors
 

@@ -1,0 +1,120 @@
+"""`llm-tt evaluate`: prints the table, compares, writes what it printed, and says in one sentence what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from llm_tt import cli
+from llm_tt.demo import DATA_DIR
+
+MIXED = str(DATA_DIR / "mixed.jsonl")
+ASK = ["--chat", "--template", "{question}", "--labels", "yes,no"]
+
+
+def test_compares_two_models_and_writes_what_it_prints(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    arguments = ["evaluate", "demo", MIXED, *ASK, "--compare", "demo-tuned", "--slice", "group", "--word", "Lima", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    shown, said = capsys.readouterr()
+    assert "demo against demo-tuned on mixed.jsonl" in shown
+    assert re.search(r"^  accuracy +1\.000 \[0\.987, 1\.000\] +0\.\d{3} \[", shown, re.MULTILINE)
+    assert re.search(r"^  lima +78 +0\.5\d\d \[.*\] +1\.000 \[", shown, re.MULTILINE)
+    page = (out / "demo-against-demo-tuned.html").read_text(encoding="utf-8")
+    assert f"wrote {out / 'demo-against-demo-tuned.html'}" in said
+    printed = set(re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)(?: \[\d\.\d{3}, \d\.\d{3}\])?", shown))
+    cells = {unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", page, re.DOTALL)}
+    assert printed <= cells
+    assert len(list(out.glob("results-*.jsonl"))) == 2
+    with (out / "demo-tuned.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    n_right = sum(row["right"] == "1" for row in rows)
+    assert len(rows) == 300
+    assert re.search(rf"^  right +300 +{n_right}$", shown, re.MULTILINE)
+
+
+def test_explains_the_most_frequent_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["evaluate", "demo-tuned", MIXED, *ASK, "--limit", "60", "--explain", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    head = shown[shown.index("demo-tuned: ") :].splitlines()
+    assert re.fullmatch(r"demo-tuned: \d+ rows of no predicted as yes, against \d+ that are right", head[0])
+    assert head[2].split()[0] == "lima"
+    assert re.search(r"^demo-tuned: Effects on the lead of the prediction\n  part .*\n  L3 H0 ", shown, re.MULTILINE)
+    page = (tmp_path / "demo-tuned.html").read_text(encoding="utf-8")
+    assert all(f"<td>{cell}</td>" in page for cell in head[2].split())
+    assert cli.main(["evaluate", "demo", MIXED, *ASK, "--limit", "5", "--explain", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["explained"] == []
+
+
+def test_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "demo", MIXED, *ASK, "--limit", "9", "--score", "forced", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["figures"]["rows"] == "9"
+    assert content["scoring"]["kind"] == "forced"
+    assert [result["predicted"] for result in content["results"]] == [result["truth"] for result in content["results"]]
+
+
+def test_generates_and_reads_the_label_by_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "evaluate",
+        "demo",
+        MIXED,
+        *ASK,
+        "--limit",
+        "5",
+        "--score",
+        "generate",
+        "--tokens",
+        "2",
+        "--pattern",
+        r"^ (\w+)$",
+        "--json",
+    ]
+    assert cli.main(arguments) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [result["text"] for result in content["results"]] == [f" {result['truth']}" for result in content["results"]]
+
+
+def test_an_adapter_on_the_command_line_is_that_of_the_first_model(capsys: pytest.CaptureFixture[str]) -> None:
+    from llm_tt.demo import ADAPTER_DIR
+
+    conflict = str(DATA_DIR / "conflict.jsonl")
+    arguments = ["evaluate", "demo", conflict, *ASK, "--limit", "20", "--adapter", str(ADAPTER_DIR), "--compare", "demo", "--json"]
+    assert cli.main(arguments) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [report["figures"]["right"] for report in content["reports"]] == ["0", "20"]
+    assert content["names"] == ["demo (1)", "demo (2)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no/such.csv", *ASK], 'The data set "no/such.csv" does not exist. Check the path.'),
+        ([MIXED, "--template", "{question}"], "0 labels are given. Give two or more, as yes,no."),
+        ([MIXED, "--template", "{text}", "--labels", "yes,no"], 'No row of mixed.jsonl has a column "text". Its columns: question, label,'),
+        ([MIXED, *ASK, "--label-column", "lable"], 'No row of mixed.jsonl has a column "lable".'),
+        ([MIXED, "--template", "{question}", "--system", "S", "--labels", "yes,no"], "A system prompt is a part of a conversation."),
+        (
+            [MIXED, *ASK, "--explain", "--score", "forced"],
+            "Errors are explained of an evaluation by labels. Leave out --score, or --explain.",
+        ),
+        ([MIXED, *ASK, "--json-field", "x"], "A pattern or JSON field reads what a model generates."),
+        ([MIXED, "--chat", "--template", "{question}", "--labels", "1,2"], 'No row of mixed.jsonl can be evaluated. Row 1 has the label "'),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "demo", *arguments]) == 1
+    shown, said = capsys.readouterr()
+    assert shown == ""
+    assert said.startswith(f"llm-tt: {message}")
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["evaluate", "no-such-model", MIXED, *ASK, "--out", str(tmp_path / "file" / "x")]) == 1
+    assert "cannot be made" in capsys.readouterr().err
