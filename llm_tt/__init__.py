@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.saliency import saliency
+    from llm_tt.analysis.saliency_report import Saliency
     from llm_tt.analysis.tuning import tuning_report
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.config import AppConfig, ModelSpec, load_config
@@ -50,6 +52,7 @@ _HOME = {
     "ModelInfo": "llm_tt.models.transparent_llm",
     "ModelSpec": "llm_tt.config",
     "Prompt": "llm_tt.text",
+    "Saliency": "llm_tt.analysis.saliency_report",
     "Sampling": "llm_tt.models.continuation",
     "Trace": "llm_tt.models.transparent_llm",
     "Trajectories": "llm_tt.lens.layer_tables",
@@ -78,6 +81,7 @@ _HOME = {
     "neurons_at": "llm_tt.flow.contributions",
     "propagate": "llm_tt.flow.propagation",
     "reconstruction_errors": "llm_tt.models.identities",
+    "saliency": "llm_tt.analysis.saliency",
     "token_trajectories": "llm_tt.lens.grid",
     "tuning_report": "llm_tt.analysis.tuning",
 }
@@ -95,6 +99,7 @@ __all__ = [
     "ModelInfo",
     "ModelSpec",
     "Prompt",
+    "Saliency",
     "Sampling",
     "Trace",
     "Trajectories",
@@ -123,6 +128,7 @@ __all__ = [
     "neurons_at",
     "propagate",
     "reconstruction_errors",
+    "saliency",
     "token_trajectories",
     "tuning_report",
 ]
