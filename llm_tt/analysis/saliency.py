@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, get_args
 
 import numpy as np
@@ -94,18 +95,18 @@ def saliency(
 
     n_removed = min(n_removed, len(removable))
     planned = {method: _planned(method, len(removable), n_samples, n_steps) for method in chosen}
-    meter = _Meter(progress, sum(planned.values()) + len(chosen) * n_removed + _N_RANDOM * n_removed)
+    n_deletions = (len(chosen) + _N_RANDOM) * n_removed
+    meter = _Meter(progress, 2 + sum(planned.values()) + n_deletions)
     token_ids = trace.token_ids[: target + 1]
     prompts = _Prompts(model, token_ids, features, removable, token_id, contrast_id, meter)
     given = _Given(trace, target, token_id, contrast_id, features, removable, unit, n_samples, n_steps, seed)
 
-    prompts.begin("The prompt")
+    prompts.begin("The prompt", 2)
     (whole, lead), (nothing, _) = prompts.read([(1,) * len(removable), (0,) * len(removable)])
     scored: list[tuple[Method, Floats, int, str | None]] = []
     gradients: tuple[Tensor, Tensor] | None = None
     for method in chosen:
-        prompts.begin(NAMES[method])
-        meter.tell(0)
+        prompts.begin(NAMES[method], planned[method])
         note: str | None = None
         n_runs: int | None = None
         if method == "flow":
@@ -133,8 +134,9 @@ def saliency(
     orders = [_order(scores, removable) for _, scores, _, _ in scored]
     random = np.random.default_rng(seed)
     shuffled = [random.permutation(removable).tolist() for _ in range(_N_RANDOM)]
-    prompts.begin("Taking the first ones out")
+    prompts.begin("Taking the first ones out", n_deletions)
     curves = prompts.deletions([*orders, *shuffled], n_removed)
+    meter.tell(n_deletions)
     found = tuple(
         MethodScores(method, scores, tuple(order), np.exp(curve[:, 0]), curve[:, 1], n_runs, note)
         for (method, scores, n_runs, note), order, curve in zip(scored, orders, curves[: len(scored)], strict=True)
@@ -179,16 +181,13 @@ def features_of(trace: Trace, target: int, unit: Unit = "token") -> tuple[Featur
         position == target or role == "special" or text in special
         for position, (text, role) in enumerate(zip(texts, prompt.roles[: target + 1], strict=True))
     ]
-    starts = [
-        position
-        for position, text in enumerate(texts)
-        if unit == "token"
-        or position == 0
-        or kept[position]
-        or kept[position - 1]
-        or text[:1].isspace()
-        or texts[position - 1][-1:].isspace()
-    ]
+    starts: list[int] = []
+    for position, text in enumerate(texts):
+        is_inside = position > 0 and not kept[position] and not kept[position - 1] and unit == "word"
+        # White space of its own begins the word that follows.
+        begun = "".join(texts[starts[-1] : position]) if starts else ""
+        if not is_inside or (begun.strip() and (text[:1].isspace() or begun[-1:].isspace())):
+            starts.append(position)
     return tuple(
         Feature(start, stop, "".join(texts[start:stop]), kept[start]) for start, stop in zip(starts, [*starts[1:], target + 1], strict=True)
     )
@@ -226,17 +225,20 @@ def _log_probabilities(logits: Tensor, token_id: int, contrast_id: int | None) -
 
 
 class _Meter:
-    """How far all methods are together."""
+    """How far all methods are together. A stage that needs fewer prompts than planned ends early, and the next begins where it does."""
 
     def __init__(self, progress: Progress, planned: int) -> None:
         self._progress = progress
-        self._planned = max(planned, 1)
-        self._done = 0
-        self.stage = "Starting"
+        self._planned = planned
+        self._stage, self._before, self._length, self._done = "Starting", 0, 0, 0
+
+    def begin(self, stage: str, planned: int) -> None:
+        self._stage, self._before, self._length, self._done = stage, self._before + self._length, planned, 0
+        self.tell(0)
 
     def tell(self, n_more: int) -> None:
-        self._done += n_more
-        self._progress(self.stage, min(self._done / self._planned, 1.0))
+        self._done = min(self._done + n_more, self._length)
+        self._progress(self._stage, (self._before + self._done) / self._planned)
 
 
 Kept = tuple[int, ...]
@@ -265,9 +267,10 @@ class _Prompts:
         self._known: dict[Kept, tuple[float, float]] = {}
         self._used: set[Kept] = set()
 
-    def begin(self, stage: str) -> None:
+    def begin(self, stage: str, planned: int) -> None:
         """What follows is another method's."""
-        self.meter.stage, self._used = stage, set()
+        self.meter.begin(stage, planned)
+        self._used = set()
 
     @property
     def n_used(self) -> int:
@@ -292,7 +295,6 @@ class _Prompts:
             if kept not in self._known:
                 ids = self.ids(kept)
                 by_length.setdefault(len(ids), {})[kept] = ids
-        self.meter.tell(sum(kept in self._known for kept in set(wanted)))
         for length, prompts in sorted(by_length.items()):
             size = _batch(length)
             keys = list(prompts)
@@ -365,25 +367,46 @@ def _kernel_shap(prompts: _Prompts, given: _Given) -> tuple[Floats, str | None]:
 
 
 def shapley_samples(n_features: int, n_samples: int, seed: int) -> tuple[list[Kept], list[float]]:
-    """Coalitions, neither all nor nothing, with their weights in the regression: all there are with Shapley's kernel, or samples from it.
+    """Coalitions, neither all nor nothing, with their weights in the regression: all there are with Shapley's kernel, or some of them.
 
-    Samples come in pairs, a coalition and what it leaves out, which cancels much of their noise (Covert & Lee 2021).
+    Then all of those of 1, 2, ... features, and of all but 1, 2, ..., which have the largest weights, come as far as the samples reach
+    (Lundberg & Lee's own program does so); the rest is drawn in pairs, a coalition and what it leaves out, which cancels much of the noise (Covert
+    & Lee 2021).
     """
     if n_features < 2:
         return [], []
-    sizes = torch.arange(1, n_features, dtype=torch.float64)
-    by_size = (n_features - 1) / (sizes * (n_features - sizes))
-    if n_features < 60 and 2**n_features - 2 <= n_samples:
-        coalitions = [tuple((number >> place) & 1 for place in range(n_features)) for number in range(1, 2**n_features - 1)]
-        return coalitions, [float(by_size[sum(kept) - 1]) / math.comb(n_features, sum(kept)) for kept in coalitions]
-    random = torch.Generator().manual_seed(seed)
+    every = n_features < 60 and 2**n_features - 2 <= n_samples
+    mass = {size: (n_features - 1) / (size * (n_features - size)) for size in range(1, n_features)}
     samples: list[Kept] = []
-    drawn = torch.multinomial(by_size, (n_samples + 1) // 2, replacement=True, generator=random) + 1
-    for size in drawn.tolist():
-        there = set(torch.randperm(n_features, generator=random)[:size].tolist())
-        kept = tuple(int(index in there) for index in range(n_features))
-        samples += [kept, tuple(1 - one for one in kept)]
-    return samples, [1.0] * len(samples)
+    weights: list[float] = []
+    for size in range(1, n_features // 2 + 1):
+        sizes = sorted({size, n_features - size})
+        count = sum(math.comb(n_features, one) for one in sizes)
+        share = sum(mass[one] for one in sizes)
+        if not every and count > (n_samples - len(samples)) * share / sum(mass.values()):
+            break
+        for one in sizes:
+            for chosen in combinations(range(n_features), one):
+                samples.append(_kept(chosen, n_features))
+                weights.append(mass[one] / math.comb(n_features, one))
+            del mass[one]
+    n_pairs = (n_samples - len(samples) + 1) // 2
+    if not mass or not n_pairs:
+        return samples, weights
+    random = torch.Generator().manual_seed(seed)
+    sizes = list(mass)
+    drawn = torch.multinomial(
+        torch.tensor([mass[size] for size in sizes], dtype=torch.float64), n_pairs, replacement=True, generator=random
+    )
+    for index in drawn.tolist():
+        there = _kept(torch.randperm(n_features, generator=random)[: sizes[index]].tolist(), n_features)
+        samples += [there, tuple(1 - one for one in there)]
+        weights += [sum(mass.values()) / (2 * n_pairs)] * 2
+    return samples, weights
+
+
+def _kept(there: Sequence[int], n_features: int) -> Kept:
+    return tuple(int(index in there) for index in range(n_features))
 
 
 def _shapley_model(everything: float, nothing: float) -> Any:
