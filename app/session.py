@@ -9,6 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
+from llm_tt.analysis.saliency_report import Saliency
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import AppConfig, load_config
 from llm_tt.engine.local import LocalEngine
@@ -22,6 +23,7 @@ from llm_tt.engine.messages import (
     MeasureTuning,
     ModelKey,
     ReadContinuation,
+    SaliencyOf,
     TraceKey,
     TrajectoriesOf,
 )
@@ -79,7 +81,7 @@ def _last_engine() -> _LastEngine:
 
 
 Phase = Literal["answered", "working", "failed", "cancelled"]
-_Q = TypeVar("_Q", ExplainPrediction, Continue | ReadContinuation, AddModel, MeasureTuning, LensGridOf, TrajectoriesOf)
+_Q = TypeVar("_Q", ExplainPrediction, Continue | ReadContinuation, AddModel, MeasureTuning, LensGridOf, TrajectoriesOf, SaliencyOf)
 _A = TypeVar("_A")
 
 
@@ -179,6 +181,10 @@ def lens_grid() -> Conversation[LensGridOf, LensGrid]:
 
 def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:
     return _state("trajectories", lambda: Conversation[TrajectoriesOf, Trajectories]())
+
+
+def saliency() -> Conversation[SaliencyOf, Saliency]:
+    return _state("saliency", lambda: Conversation[SaliencyOf, Saliency]())
 
 
 def continuing() -> Continuing:

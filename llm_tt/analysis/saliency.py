@@ -22,7 +22,7 @@ from llm_tt.analysis.saliency_report import METHODS, NAMES, Feature, Floats, Met
 from llm_tt.errors import ModelError, OutOfMemoryError, RequestError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD
 from llm_tt.flow.propagation import flow_over_sources
-from llm_tt.flow.routes import extract_routes
+from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
 from llm_tt.lens.direct_effects import Token
 from llm_tt.lens.named_tokens import find_token
 from llm_tt.models.gradients import Differentiable
@@ -53,6 +53,7 @@ def saliency(
     n_removed: int = 10,
     seed: int = 0,
     threshold: float = DEFAULT_THRESHOLD,
+    mass: float | None = None,
     renormalize: bool = True,
     progress: Progress = silent,
 ) -> Saliency:
@@ -66,7 +67,7 @@ def saliency(
         n_steps: points of integrated gradients on the way from no embeddings to those of the prompt.
         n_removed: how many features the deletion curves take out at most.
         seed: of the samples and of the random orders.
-        threshold, renormalize: of the routes whose flow is scored.
+        threshold, mass, renormalize: of the routes whose flow is scored; with a mass, the threshold does nothing.
         progress: called after every batch; may raise to cancel.
 
     Raises:
@@ -110,7 +111,10 @@ def saliency(
         note: str | None = None
         n_runs: int | None = None
         if method == "flow":
-            graph = extract_routes(trace, target, threshold, renormalize)
+            if mass is None:
+                graph = extract_routes(trace, target, threshold, renormalize)
+            else:
+                graph = extract_routes_by_mass(trace, target, mass, renormalize)
             scores, n_runs = _summed(flow_over_sources(graph)[: target + 1], features), 1
             meter.tell(1)
         elif method == "leave_one_out":

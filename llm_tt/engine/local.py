@@ -500,6 +500,7 @@ class LocalEngine:
                 n_removed=question.n_removed,
                 seed=question.seed,
                 threshold=question.threshold,
+                mass=question.mass,
                 renormalize=question.renormalize,
                 progress=_part(progress, started, 1.0),
             )

@@ -229,6 +229,8 @@ class SaliencyOf:
     n_removed: int = 10
     seed: int = 0
     threshold: float = DEFAULT_THRESHOLD
+    mass: float | None = None
+    """of the routes whose flow is scored, as in `ExplainPrediction`"""
     renormalize: bool = True
 
 

@@ -254,6 +254,9 @@ def test_flow_is_the_librarys(name: str, model: Callable) -> None:
         found = llm_tt.saliency(trace, 4, TOKEN, None, ["flow"], **options)
         expected = llm_tt.flow_over_sources(llm_tt.extract_routes(trace, 4, **options))
         np.testing.assert_allclose(found.scores("flow"), expected[:5])
+    by_mass = llm_tt.saliency(trace, 4, TOKEN, None, ["flow"], mass=0.8)
+    expected = llm_tt.flow_over_sources(llm_tt.extract_routes_by_mass(trace, 4, 0.8))
+    np.testing.assert_allclose(by_mass.scores("flow"), expected[:5])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
