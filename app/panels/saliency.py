@@ -31,7 +31,6 @@ _ORANGE = "213, 94, 0"
 _MOST_TOKENS = 600
 """Of a longer prompt each strip shows the end"""
 _UNITS: dict[Unit, str] = {"token": "Tokens", "word": "Words"}
-_TOKEN: Unit = "token"
 _SHOWN = "saliency_shown"
 """What the answer on the page is about"""
 _ASKED_FOR = "saliency_asked_for"
@@ -47,6 +46,8 @@ _LINES: dict[Method, tuple[str, str]] = {
     "leave_one_out": ("#999933", "star"),
 }
 _RANDOM = "#8C8C8C"
+_SAME_DROP = 0.005
+"""Methods whose drops differ by less are named together"""
 _WHAT: dict[Method, str] = {
     "flow": "Share of the routes' flow that ends in the token, as in the strip above. Does not depend on which token is explained.",
     "gradient": "Length of the gradient with respect to the token's embedding: how sensitive the prediction is to it.",
@@ -104,11 +105,11 @@ def _controls(explanation: Explanation) -> SaliencyOf:
     graph = explanation.graph
     token, contrast = asking.tokens(explanation)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        unit = st.segmented_control(
+        chosen = st.segmented_control(
             "Score",
             list(_UNITS),
             format_func=_UNITS.__getitem__,
-            default=_TOKEN,
+            default="token",
             required=True,
             key="saliency_unit",
             help="Take out and score single tokens, or words with the punctuation that follows them.",
@@ -149,7 +150,7 @@ def _controls(explanation: Explanation) -> SaliencyOf:
             token,
             contrast,
             METHODS,
-            unit,
+            "word" if chosen == "word" else "token",
             n_samples=int(samples),
             n_steps=int(steps),
             n_removed=int(removed),
@@ -308,12 +309,14 @@ def curves(found: Saliency) -> go.Figure:
 
 def _verdict(found: Saliency) -> str:
     """Which method found what the prediction goes by, in words."""
-    best = max(found.methods, key=lambda method: method.drop)
+    most = max(method.drop for method in found.methods)
+    best = [method.name for method in found.methods if method.drop > most - _SAME_DROP]
+    names = best[0] if len(best) == 1 else f"{', '.join(best[:-1])} and {best[-1]}"
     n, unit = found.n_removed, found.unit
     taken = f"the first {n} {unit}s" if n > 1 else f"the first {unit}"
     return (
         f"The faster a line falls, the better its method found what the model goes by. On average over {taken} taken out, the probability falls "
-        f"furthest by **{best.name}**: {_drop(best.drop)}, against {_drop(found.random_drop)} in random order."
+        f"furthest, by {_drop(most)}, with **{names}**; in random order it falls by {_drop(found.random_drop)}."
     )
 
 
@@ -327,7 +330,6 @@ def _tables(found: Saliency) -> None:
             "method": [method.name for method in found.methods],
             "drop": [method.drop for method in found.methods],
             "runs": [method.n_runs for method in found.methods],
-            "note": [method.note or "" for method in found.methods],
         }
     )
     st.dataframe(
@@ -340,9 +342,11 @@ def _tables(found: Saliency) -> None:
                 "mean drop", format="%.3f", help="Fall of the probability, the mean over 1, 2, ... taken out. Larger is better."
             ),
             "runs": st.column_config.NumberColumn("runs", help="Prompts that went through the model for the scores."),
-            "note": st.column_config.TextColumn("note", help="How exact the scores are."),
         },
     )
+    for method in found.methods:
+        if method.note is not None:
+            st.caption(f"{method.name}: {escaped(method.note)}")
     if len(found.methods) > 1:
         st.caption("Rank correlation (Spearman) of the scores: 1 is the same order, 0 none in common, \u22121 the opposite.")
         names = [NAMES[method.method] for method in found.methods]
