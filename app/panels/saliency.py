@@ -130,7 +130,7 @@ def _controls(explanation: Explanation) -> SaliencyOf:
             steps = st.number_input(
                 "Steps",
                 1,
-                5000,
+                1000,
                 256,
                 step=64,
                 key="saliency_steps",

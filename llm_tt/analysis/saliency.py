@@ -537,7 +537,7 @@ def _check(methods: Sequence[Method], unit: Unit, n_samples: int, n_steps: int, 
         raise RequestError(f'The unit is "{unit}". Expected "token" or "word".')
     for name, value, least, most in (
         ("n_samples", n_samples, 8, 100_000),
-        ("n_steps", n_steps, 1, 10_000),
+        ("n_steps", n_steps, 1, 1000),
         ("n_removed", n_removed, 1, 1000),
         ("seed", seed, 0, 2**63 - 1),
     ):

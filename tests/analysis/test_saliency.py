@@ -363,7 +363,7 @@ def test_a_backend_without_gradients_has_the_rest(model: Callable, monkeypatch: 
         ({"methods": []}, "No method is named. Name one or more of: flow"),
         ({"unit": "letter"}, 'The unit is "letter". Expected "token" or "word".'),
         ({"n_samples": 7}, "n_samples is 7. Expected a whole number from 8 to 100000."),
-        ({"n_steps": 0}, "n_steps is 0. Expected a whole number from 1 to 10000."),
+        ({"n_steps": 0}, "n_steps is 0. Expected a whole number from 1 to 1000."),
         ({"n_removed": 0}, "n_removed is 0. Expected a whole number from 1 to 1000."),
         ({"seed": -1}, "seed is -1. Expected"),
         ({"token": TOKEN, "contrast": TOKEN}, f"Token and contrast are both id {TOKEN}: nothing sets them apart. Choose another contrast."),
