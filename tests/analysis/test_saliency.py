@@ -117,10 +117,11 @@ def path_gradients(model: Any, ids: Sequence[int], alphas: np.ndarray, weights: 
     way = embeddings.clone()
     way[:, -1] = 0
     total = torch.zeros_like(embeddings, dtype=torch.float64)
-    for alpha, weight in zip(alphas, weights, strict=True):
-        point = (embeddings - (1 - alpha) * way).float().requires_grad_()
-        (gradient,) = torch.autograd.grad(lead(model(inputs_embeds=point).logits[0, -1], contrast=contrast), point)
-        total += weight * gradient.double()
+    for start in range(0, len(alphas), 100):
+        alpha, weight = (torch.tensor(some[start : start + 100])[:, None, None] for some in (alphas, weights))
+        points = (embeddings - (1 - alpha) * way).float().requires_grad_()
+        (gradients,) = torch.autograd.grad(lead(model(inputs_embeds=points).logits[:, -1], contrast=contrast).sum(), points)
+        total += (weight * gradients.double()).sum(0)
     return (total * way.double()).sum(-1)[0].numpy()
 
 
