@@ -9,6 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
+from llm_tt.analysis.saliency_report import Saliency
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import AppConfig, load_config
 from llm_tt.engine.local import LocalEngine
@@ -26,6 +27,7 @@ from llm_tt.engine.messages import (
     ModelKey,
     ReadContinuation,
     ReadHeads,
+    SaliencyOf,
     TraceCheck,
     TraceKey,
     TrajectoriesOf,
@@ -96,6 +98,7 @@ _Q = TypeVar(
     InspectHead,
     ReadHeads,
     CheckTrace,
+    SaliencyOf,
 )
 _A = TypeVar("_A")
 
@@ -210,6 +213,10 @@ def trace_check() -> Conversation[CheckTrace, TraceCheck]:
 
 def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:
     return _state("trajectories", lambda: Conversation[TrajectoriesOf, Trajectories]())
+
+
+def saliency() -> Conversation[SaliencyOf, Saliency]:
+    return _state("saliency", lambda: Conversation[SaliencyOf, Saliency]())
 
 
 def continuing() -> Continuing:

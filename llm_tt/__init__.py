@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from llm_tt.analysis.evaluation import compare_evaluations, evaluate
     from llm_tt.analysis.evaluation_report import EvaluationComparison, EvaluationReport
     from llm_tt.analysis.rows import DataSet, Template, few_shot, read_data
+    from llm_tt.analysis.saliency import saliency
+    from llm_tt.analysis.saliency_report import Saliency
     from llm_tt.analysis.scoring import Scoring, parse_labels
     from llm_tt.analysis.tuning import tuning_report
     from llm_tt.analysis.tuning_report import TuningReport
@@ -62,6 +64,7 @@ _HOME = {
     "ModelInfo": "llm_tt.models.transparent_llm",
     "ModelSpec": "llm_tt.config",
     "Prompt": "llm_tt.text",
+    "Saliency": "llm_tt.analysis.saliency_report",
     "Sampling": "llm_tt.models.continuation",
     "Scoring": "llm_tt.analysis.scoring",
     "Template": "llm_tt.analysis.rows",
@@ -99,6 +102,7 @@ _HOME = {
     "propagate": "llm_tt.flow.propagation",
     "read_data": "llm_tt.analysis.rows",
     "reconstruction_errors": "llm_tt.models.identities",
+    "saliency": "llm_tt.analysis.saliency",
     "token_trajectories": "llm_tt.lens.grid",
     "tuning_report": "llm_tt.analysis.tuning",
 }
@@ -121,6 +125,7 @@ __all__ = [
     "ModelInfo",
     "ModelSpec",
     "Prompt",
+    "Saliency",
     "Sampling",
     "Scoring",
     "Template",
@@ -158,6 +163,7 @@ __all__ = [
     "propagate",
     "read_data",
     "reconstruction_errors",
+    "saliency",
     "token_trajectories",
     "tuning_report",
 ]

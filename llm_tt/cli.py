@@ -1,6 +1,6 @@
 """The `llm-tt` command: `routes` gives the graph of a prompt, `heads`, `neurons` and `lens` what its nodes are made of and say, `effects` what
-speaks for and against a token, `compare` what differs between two models or texts, `generate` what the model puts out, `evaluate` how often it
-is right, `check` whether to trust a model."""
+speaks for and against a token, `saliency` what other methods say, `compare` what differs between two models or texts, `generate` what the model
+puts out, `evaluate` how often it is right, `check` whether to trust a model."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llm_tt.analysis.saliency_report import METHODS, Saliency
 from llm_tt.config import ModelSpec, load_config
 from llm_tt.errors import LlmTtError, RequestError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, FlowGraph
@@ -133,6 +134,28 @@ def _parser() -> argparse.ArgumentParser:
     lens.add_argument("--json", action="store_true", help="print logits, probabilities and ranks as JSON")
     _add_model_options(lens)
     lens.set_defaults(run=_lens)
+
+    saliency = commands.add_parser("saliency", help="what other methods say a prediction goes by, and which of them holds good")
+    _add_prompt(saliency)
+    saliency.add_argument(
+        "--target", type=int, default=-1, help="position of the token whose prediction is explained (default -1, the last)"
+    )
+    saliency.add_argument("--token", metavar="TEXT", help='the token to explain, as " Mary" or id:42 (default: the model\'s first choice)')
+    saliency.add_argument("--contrast", metavar="TEXT", help="explain why that token and not this one")
+    saliency.add_argument("--methods", nargs="+", metavar="METHOD", default=METHODS, help=f"some of: {', '.join(METHODS)} (default all)")
+    saliency.add_argument("--unit", default="token", choices=["token", "word"], help="what is taken out and scored (default %(default)s)")
+    saliency.add_argument("--samples", type=int, default=256, help="prompts for LIME and Kernel SHAP each (default %(default)s)")
+    saliency.add_argument("--steps", type=int, default=256, help="points of integrated gradients (default %(default)s)")
+    saliency.add_argument("--removed", type=int, default=10, help="how many are taken out at most, for the test (default %(default)s)")
+    saliency.add_argument("--seed", type=int, default=0, help="of samples and random orders (default %(default)s)")
+    saliency.add_argument(
+        "--threshold", type=float, default=DEFAULT_THRESHOLD, help="of the routes whose flow is scored (default %(default)s)"
+    )
+    written = saliency.add_mutually_exclusive_group()
+    written.add_argument("--json", action="store_true", help="print scores, deletion curves and correlations as JSON")
+    written.add_argument("--csv", action="store_true", help="print them as CSV")
+    _add_model_options(saliency)
+    saliency.set_defaults(run=_saliency)
 
     generate = commands.add_parser("generate", help="let the model continue a prompt, each token as it comes")
     _add_prompt(generate, may_continue=False)
@@ -499,6 +522,66 @@ def _neurons(options: argparse.Namespace) -> int:
     for share in shares:
         print(f"{share.contribution:>12.4f}  {share.activation:>10.4f}  {effects[share.neuron]:>+8.3f}  {share.name}")
     return 0
+
+
+def _saliency(options: argparse.Namespace) -> int:
+    trace = _trace(options)
+    from llm_tt.analysis.saliency import saliency
+
+    found = saliency(
+        trace,
+        options.target,
+        options.token,
+        options.contrast,
+        options.methods,
+        options.unit,
+        n_samples=options.samples,
+        n_steps=options.steps,
+        n_removed=options.removed,
+        seed=options.seed,
+        threshold=options.threshold,
+    )
+    if options.json:
+        _print_json({"model": trace.model.info.name, **found.to_dict()})
+    elif options.csv:
+        print(found.to_csv(), end="")
+    else:
+        print(_saliency_text(found, trace.model.info.name))
+    return 0
+
+
+def _saliency_text(found: Saliency, model: str) -> str:
+    asked = repr(found.token_text) + ("" if found.contrast_text is None else f" and not {found.contrast_text!r}")
+    lines = [
+        f"Why {asked} after {found.token_texts[found.target]!r} (token {found.target}) in {model}: probability {found.probability:.3f}, "
+        f"{'log probability' if found.contrast_id is None else 'lead in log probability'} {found.lead:.3f}",
+        *found.notes,
+        "",
+    ]
+    texts = [repr(feature.text) + ("" if not feature.is_kept else " (stays)") for feature in found.features]
+    columns = [("token", [f"{feature.start} {text}" for feature, text in zip(found.features, texts, strict=True)])]
+    for method in found.methods:
+        columns.append((method.method, ["" if score != score else f"{score:.3f}" for score in method.scores.tolist()]))
+    lines += _columns(columns)
+    lines += ["", f"Mean fall of the probability with the first 1 to {found.n_removed} {found.unit}s taken out:"]
+    lines += [f"  {method.drop:+.3f}  {method.name} ({method.n_runs} run{'s' * (method.n_runs > 1)})" for method in found.methods]
+    lines.append(f"  {found.random_drop:+.3f}  random order, the mean of {found.n_random}")
+    if len(found.methods) > 1:
+        lines += ["", "Rank correlation (Spearman):"]
+        names = [method.method for method in found.methods]
+        rows = [["" if value != value else f"{value:+.2f}" for value in row] for row in found.correlations.T.tolist()]
+        lines += _columns([("", list(names)), *zip(names, rows, strict=True)])
+    lines += [""] * any(method.note for method in found.methods)
+    lines += [f"{method.name}: {method.note}" for method in found.methods if method.note]
+    lines += [sentence for _, sentence in found.unavailable]
+    return "\n".join(lines)
+
+
+def _columns(columns: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """A table as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, [head, *cells])) for head, cells in columns]
+    rows = zip(*([head, *cells] for head, cells in columns), strict=True)
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
 def _print_json(content: object) -> None:

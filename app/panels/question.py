@@ -66,8 +66,13 @@ def _ask(service: Service, explanation: Explanation) -> DirectEffects | None:
     if not service.engine.is_loaded(explanation.trace.model):
         # Answering would load it while the page stands still.
         return None
-    token, contrast = (_token(explanation, chosen(key)) for key in (TOKEN, CONTRAST))
+    token, contrast = tokens(explanation)
     return service.engine.answer(ExplainLogit(explanation.trace, explanation.graph.target, token, contrast))
+
+
+def tokens(explanation: Explanation) -> tuple[Token | None, Token | None]:
+    """What is explained, and against what, as the boxes have it."""
+    return _token(explanation, chosen(TOKEN)), _token(explanation, chosen(CONTRAST))
 
 
 def chosen(key: str) -> str | None:

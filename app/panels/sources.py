@@ -16,9 +16,9 @@ from llm_tt.engine.messages import Explanation
 from llm_tt.flow.graph import FlowGraph
 from llm_tt.text import Prompt, visible
 
-_TINT = "0, 114, 178"
-"""Okabe-Ito blue: text is readable over it up to `_MOST` opacity, black on white and white on black"""
-_MOST = 0.55
+BLUE = "0, 114, 178"
+"""Okabe-Ito blue: text is readable over it up to `MOST` opacity, black on white and white on black"""
+MOST = 0.55
 _N_NAMED = 3
 _MOST_TOKENS = 2000
 """Of a longer prompt the strip shows the end: what the browser can lay out without a pause"""
@@ -60,11 +60,14 @@ def strip(explanation: Routes) -> str:
 
 
 def _span(position: int, text: str, role: str | None, share: float, most: float) -> str:
-    opacity = _MOST * share / most
+    return tinted(f"token {position}: {share:.1%} of the flow" + (f" · {role}" if role else ""), text, role, BLUE, MOST * share / most)
+
+
+def tinted(title: str, text: str, role: str | None, colour: str, opacity: float) -> str:
+    """HTML of a token; `colour` as in BLUE."""
     line = f";border-bottom:2px solid {colours.role(role)}" if role else ""
-    title = html.escape(f"token {position}: {share:.1%} of the flow" + (f" · {role}" if role else ""))
-    style = f"background:rgba({_TINT},{opacity:.3f});padding:1px 1px;margin-right:1px;border-radius:3px{line}"
-    return f'<span role="listitem" title="{title}" style="{style}">{html.escape(visible(text))}</span><wbr>'
+    style = f"background:rgba({colour},{opacity:.3f});padding:1px 1px;margin-right:1px;border-radius:3px{line}"
+    return f'<span role="listitem" title="{html.escape(title)}" style="{style}">{html.escape(visible(text))}</span><wbr>'
 
 
 def summary(explanation: Routes) -> str:

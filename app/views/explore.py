@@ -20,6 +20,7 @@ from app.panels import (
     layers,
     memory,
     predictions,
+    saliency,
     saved_graph,
     sidebar,
     sources,
@@ -106,6 +107,10 @@ def show(service: Service) -> None:
         if heads.open:
             with heads, part("heads at a glance"):
                 heads_map.show(service, explanation)
+        others = st.expander("Other methods", icon=":material/balance:", key="other_methods", on_change="rerun")
+        if others.open:
+            with others, part("other methods"):
+                saliency.show(service, explanation)
     with side:
         tour.show(service, explanation)
         with part("predictions and question"):

@@ -50,6 +50,7 @@ from llm_tt.engine.messages import (
     Question,
     ReadContinuation,
     ReadHeads,
+    SaliencyOf,
     TraceCheck,
     TraceKey,
     TrajectoriesOf,
@@ -63,6 +64,7 @@ from llm_tt.models.places import Place
 from llm_tt.progress import Cancelled, Progress, silent, within
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.saliency_report import Saliency
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.flow.head_roles import HeadRoles
     from llm_tt.models.transparent_llm import Trace
@@ -81,6 +83,10 @@ _MAX_READINGS = 64
 
 _LENS_BUDGET = 64 * 2**20
 """Bytes of grids and trajectories to keep: each reads the whole unembedding once for every layer"""
+
+
+_SALIENCY_BUDGET = 8 * 2**20
+"""Bytes of saliency to keep: small, but hundreds of runs of the model"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +124,7 @@ class LocalEngine:
         self._models = ModelKeeper(config, max_models, added, self._forget_orphans)
         self._traces: Cache[tuple[ModelSpec, Any, tuple[int, ...]], _Traced] = Cache(trace_budget, _trace_bytes)
         self._readings: Cache[tuple[ModelSpec, LensGridOf | TrajectoriesOf], _Read] = Cache(_LENS_BUDGET, lambda read: read.answer.nbytes)
+        self._saliency: Cache[tuple[ModelSpec, SaliencyOf], Saliency] = Cache(_SALIENCY_BUDGET, lambda answer: answer.nbytes)
         self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
         self._roles: Cache[tuple[ModelSpec, Any, tuple[int, ...]], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
         self._checks: Cache[tuple[ModelSpec, Any, tuple[int, ...], int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
@@ -156,6 +163,8 @@ class LocalEngine:
     def answer(self, question: LensGridOf, progress: Progress = silent) -> LensGrid: ...
     @overload
     def answer(self, question: TrajectoriesOf, progress: Progress = silent) -> Trajectories: ...
+    @overload
+    def answer(self, question: SaliencyOf, progress: Progress = silent) -> Saliency: ...
     @overload
     def answer(self, question: MeasureTuning, progress: Progress = silent) -> TuningReport: ...
     @overload
@@ -214,6 +223,8 @@ class LocalEngine:
                     return inspection.explain_logit(self._traced(question.trace, progress).trace, question.logit)
                 case LensGridOf() | TrajectoriesOf():
                     return self._read(question, progress)
+                case SaliencyOf():
+                    return self._saliency_of(question, progress)
 
     def submit(self, question: Question) -> str:
         """Answer in the background; the id of the job."""
@@ -281,6 +292,7 @@ class LocalEngine:
             "traces": self._traces,
             "grids and trajectories": self._readings,
             "head roles": self._roles,
+            "saliency": self._saliency,
             "checks of traces": self._checks,
             "tuning reports": self._tunings,
         }
@@ -465,6 +477,39 @@ class LocalEngine:
         if not self._models.holds(found.loaded):
             self._forget_orphans()
         return found.answer
+
+    def _saliency_of(self, question: SaliencyOf, progress: Progress) -> Saliency:
+        self._require_allowed(question.trace)
+
+        def measure(progress: Progress) -> Saliency:
+            from llm_tt.analysis.saliency import saliency
+
+            started = 0.0
+
+            def tracing(stage: str, fraction: float) -> None:
+                nonlocal started
+                started = fraction / 4
+                progress(stage, started)
+
+            traced = self._traced(question.trace, tracing)
+            return saliency(
+                traced.trace,
+                question.target,
+                question.token,
+                question.contrast,
+                question.methods,
+                question.unit,
+                n_samples=question.n_samples,
+                n_steps=question.n_steps,
+                n_removed=question.n_removed,
+                seed=question.seed,
+                threshold=question.threshold,
+                mass=question.mass,
+                renormalize=question.renormalize,
+                progress=within(progress, started, 1.0),
+            )
+
+        return self._saliency.get((self._models.spec(question.trace.model), question), measure, progress)
 
 
 def _trace_bytes(traced: _Traced) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from llm_tt.analysis.saliency_report import METHODS, Method, Saliency, Unit
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
@@ -214,6 +215,26 @@ class TrajectoriesOf:
 
 
 @dataclass(frozen=True)
+class SaliencyOf:
+    """What several methods say a prediction goes by, as `llm_tt.saliency` tells it: `token` None is the model's first choice after the target."""
+
+    trace: TraceKey
+    target: int = -1
+    token: Token | None = None
+    contrast: Token | None = None
+    methods: tuple[Method, ...] = METHODS
+    unit: Unit = "token"
+    n_samples: int = 256
+    n_steps: int = 256
+    n_removed: int = 10
+    seed: int = 0
+    threshold: float = DEFAULT_THRESHOLD
+    mass: float | None = None
+    """of the routes whose flow is scored, as in `ExplainPrediction`"""
+    renormalize: bool = True
+
+
+@dataclass(frozen=True)
 class MeasureTuning:
     """What an adapter, or a tuned checkpoint whose configuration names its base, changes in the weights. Loads no model."""
 
@@ -261,6 +282,7 @@ Question = (
     | ExplainLogit
     | LensGridOf
     | TrajectoriesOf
+    | SaliencyOf
 )
 
 
@@ -490,4 +512,5 @@ Answer = (
     | DirectEffects
     | LensGrid
     | Trajectories
+    | Saliency
 )

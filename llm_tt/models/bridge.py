@@ -32,6 +32,7 @@ from llm_tt.models.blocks import (
 )
 from llm_tt.models.capture import Captured
 from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, has_experts, scaled, unwrapped
+from llm_tt.models.gradients import Differentiable, HuggingFaceGradients
 from llm_tt.models.info import FfnShape
 from llm_tt.models.memory import require_memory
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
@@ -360,15 +361,29 @@ class BridgeLlm(TransparentLlm):
         return made.hexdigest()[:16]
 
     def _cached(self) -> CachedReading:
-        @contextmanager
-        def turn() -> Iterator[None]:
-            with self._lock:
-                try:
-                    yield
-                finally:
-                    self._forget_patterns()
+        return CachedReading(self._bridge.original_model, self.info.device, self._turn, cached_positions(self._config).until)
 
-        return CachedReading(self._bridge.original_model, self.info.device, turn, cached_positions(self._config).until)
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The model for this thread alone, outside of traces."""
+        with self._lock:
+            try:
+                yield
+            finally:
+                self._forget_patterns()
+
+    def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        ids = torch.tensor([list(token_ids) for token_ids in prompts], device=self.info.device)
+        try:
+            with self._turn(), torch.inference_mode():
+                return self._bridge.original_model(ids, use_cache=False, logits_to_keep=1).logits[:, -1].float().cpu()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemoryError(
+                f"{self.info.device} ran out of memory while running {len(ids)} prompts of {ids.shape[1]} tokens. Shorten the prompt."
+            ) from error
+
+    def gradients(self) -> Differentiable:
+        return HuggingFaceGradients(self._bridge.original_model, self.info.device, self._turn)
 
     def _cache_is_exact(self) -> bool:
         """Whether the model can keep keys and values, and predicts with them what it predicts without."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llm_tt import chat
 from llm_tt.errors import PromptError, RequestError
+from llm_tt.models.gradients import Differentiable
 from llm_tt.models.info import ModelInfo
 from llm_tt.models.reading import Reading, WholeReading
 from llm_tt.models.scores import Ask, Padding, Scored, scored
@@ -263,6 +264,14 @@ class TransparentLlm(ABC):
     @abstractmethod
     def last_logits(self, token_ids: Sequence[int]) -> Tensor:
         """[V] float32 on the CPU: logits for the token after the last one, by the model's own forward pass, nothing taken apart."""
+
+    def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """[B, V] float32 on the CPU: `last_logits` of several prompts of one length. To be overridden by a model that runs them at once."""
+        return torch.stack([self.last_logits(token_ids) for token_ids in prompts])
+
+    def gradients(self) -> Differentiable | None:
+        """The model as a function of its embeddings; None where it has no gradients. To be overridden by a model that has them."""
+        return None
 
     def reading(self) -> Reading:
         """Reads a text token by token, to continue it. To be overridden by a model that can keep what it computed for earlier tokens."""
