@@ -238,7 +238,7 @@ class BridgeLlm(TransparentLlm):
             return OpaqueFfn()
         if self._recipe.ffn_adds_residual:
             return DenseFfn(lambda x: module(norm(x), torch.zeros_like(x)), out, scale)
-        return DenseFfn(lambda x: module(norm(x)), out, scale)
+        return DenseFfn(lambda x: module(norm(x)), out, scale, module)
 
     def _ffn_norm(self, block: Any, parallel: bool) -> Callable[[Tensor], Tensor]:
         """What stands between the residual stream and the FFN."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_tt.models.ffn import Ffn
-from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm
+from llm_tt.models.ffn import DenseFfn, Ffn, in_pieces
+from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm, Stream, SummedStream
 from llm_tt.progress import Progress
+
+_KEPT_EVERY = 4
+"""Every so many layers the residual stream is kept, so that no sum is long"""
+_ROWS = 256
+_FFN_ROWS, _FFN_NUMBERS = 256, 2**21
+"""A dense FFN reads so many tokens at a time that its inner vectors have about so many numbers, but not fewer tokens than that"""
 
 
 class NotAsFusedError(Exception):
@@ -63,6 +69,7 @@ class Recorder:
         self._reads_attention = reads_attention
         self._current: dict[str, Tensor] = {}
         self._before: Tensor = torch.empty(0)
+        self._before_stream: Stream = self._before
         self.embedding: Tensor = torch.empty(0)
         self.blocks: list[BlockActivations] = []
 
@@ -91,7 +98,7 @@ class Recorder:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Observe what hooks do not show: gates, and norms between the heads' mixes and the output projection."""
+        """Observe what hooks do not show: gates, and norms between the heads' mixes and the output projection. FFNs run in pieces meanwhile."""
         handles = []
         for layer in self._layers:
             if layer.gate is not None:
@@ -101,13 +108,17 @@ class Recorder:
                     layer.sub_norm.register_forward_hook(lambda _, args, output: self._current.update(sub_in=args[0][0], sub_out=output[0]))
                 )
         try:
-            yield
+            with ExitStack() as stack:
+                for ffn in (layer.ffn for layer in self._layers):
+                    if isinstance(ffn, DenseFfn):
+                        stack.enter_context(in_pieces(ffn.module, max(_FFN_ROWS, _FFN_NUMBERS // max(ffn.shape.n_neurons, 1))))
+                yield
         finally:
             for handle in handles:
                 handle.remove()
 
     def _keep_embedding(self, tensor: Tensor, hook: Any) -> None:
-        self.embedding = self._before = tensor[0].clone()
+        self.embedding = self._before = self._before_stream = tensor[0].clone()
 
     def _keep(self, name: str) -> Callable[..., None]:
         def keep(tensor: Tensor, hook: Any) -> None:
@@ -120,21 +131,57 @@ class Recorder:
             layer = self._layers[index]
             now, self._current = self._current, {}
             attn_out, ffn_out = now.pop("attn_out"), now.pop("ffn_out").reshape(tensor.shape[-2:])
+            mid, post = self._streams(layer.parallel, attn_out, now.pop("resid_mid", None), ffn_out, tensor[0])
+            if (index + 1) % _KEPT_EVERY == 0:
+                post = tensor[0]
             block: dict[str, Any] = {
                 "attn_out": attn_out,
                 "ffn_out": ffn_out,
-                "resid_mid": self._before.to(attn_out.device) + attn_out if layer.parallel else now.pop("resid_mid"),
-                "resid_post": tensor[0],
+                "mid_stream": mid,
+                "post_stream": post,
                 "gate": _gate(layer, now),
                 "attn_norm": _frozen(layer.attn_norm, now.pop("attn_normed", None), attn_out),
                 "ffn_norm": _frozen(layer.ffn_norm, now.pop("ffn_normed", None), ffn_out),
                 "parallel": layer.parallel,
             }
             self.blocks.append(self._make(index, block, now))
-            self._before = tensor[0]
+            self._before, self._before_stream = tensor[0], post
             self._progress(f"Tracing layer {index + 1} of {len(self._layers)}", (index + 1) / len(self._layers))
 
         return finish
+
+    def _streams(self, parallel: bool, attn_out: Tensor, mid: Tensor | None, ffn_out: Tensor, post: Tensor) -> tuple[Stream, Stream]:
+        """The streams after attention and after the FFN: sums, where the model's own come out bit by bit, else as they are."""
+        before = self._before.to(attn_out.device)
+        start = self._before_stream if isinstance(self._before_stream, SummedStream) else SummedStream(self._before_stream, ())
+        if parallel:
+            mid_stream: Stream = start.plus(attn_out)
+            in_order = _is_sum(post, before, (attn_out,), (ffn_out,))
+            if in_order or _is_sum(post, before, (attn_out, ffn_out)):
+                return mid_stream, start.plus(attn_out).plus(ffn_out) if in_order else start.plus(attn_out, ffn_out)
+            return mid_stream, post
+        assert mid is not None
+        mid_stream = start.plus(attn_out) if _is_sum(mid, before, (attn_out,)) else mid
+        if not _is_sum(post, mid, (ffn_out,)):
+            return mid_stream, post
+        return mid_stream, (mid_stream if isinstance(mid_stream, SummedStream) else SummedStream(mid_stream, ())).plus(ffn_out)
+
+
+def _is_sum(whole: Tensor, start: Tensor, *added: tuple[Tensor, ...]) -> bool:
+    """Whether a stream is exactly what adding gives; looked at a few rows at a time, so that nothing of the whole's size is made."""
+    if any(part.shape != whole.shape or part.dtype != whole.dtype for group in (*added, (start,)) for part in group):
+        return False
+    for first in range(0, len(whole), _ROWS):
+        piece = slice(first, first + _ROWS)
+        total = start[piece]
+        for group in added:
+            part = group[0][piece]
+            for more in group[1:]:
+                part = part + more[piece]
+            total = total + part
+        if not torch.equal(total.to(whole.device), whole[piece]):
+            return False
+    return True
 
 
 def _gate(layer: Layer, now: dict[str, Tensor]) -> Tensor | None:
