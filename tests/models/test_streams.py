@@ -83,3 +83,31 @@ def test_an_ffn_read_in_pieces_gives_what_it_gives_at_once(name: str, model: Cal
         assert torch.allclose(one.ffn_out, other.ffn_out, rtol=1e-5, atol=1e-6)
         assert torch.allclose(one.resid_post, other.resid_post, rtol=1e-5, atol=1e-6)
     assert not any("forward" in vars(module) for module in watched)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("eager", [False, True], ids=["fused", "eager"])
+def test_what_lies_in_one_piece_for_all_layers_is_what_each_layer_kept(
+    name: str, eager: bool, model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, ids, every = model(name, eager=eager), token_ids(60), range(60)
+    scattered = llm.trace(ids)
+    monkeypatch.setattr(recording, "_SHELVED_BYTES", 0)
+    shelved = llm.trace(ids)
+    first = shelved.blocks[0].attn_out.untyped_storage().data_ptr()
+    assert {block.attn_out.untyped_storage().data_ptr() for block in shelved.blocks} == {first}
+    assert shelved.nbytes == scattered.nbytes
+    for one, other in zip(scattered.blocks, shelved.blocks, strict=True):
+        for field in ("attn_out", "ffn_out", "values", "resid_mid", "resid_post"):
+            assert torch.equal(getattr(one, field), getattr(other, field))
+        assert torch.equal(one.pattern.rows(every), other.pattern.rows(every))
+
+
+def test_a_layer_of_another_shape_is_kept_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "_SHELVED_BYTES", 0)
+    shelf, first, wider = recording.Shelf(2), torch.randn(3, 4), torch.randn(3, 5)
+    kept = [shelf.put("keys", 0, first), shelf.put("keys", 1, wider)]
+    assert torch.equal(kept[0], first)
+    assert torch.equal(kept[1], wider)
+    assert kept[1].data_ptr() != wider.data_ptr()
+    assert shelf.put("keys", 0, kept[0]).data_ptr() == kept[0].data_ptr()
