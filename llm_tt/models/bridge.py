@@ -39,7 +39,7 @@ from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
 from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.quantized import dense_weight
 from llm_tt.models.reading import CachedReading, Reading, WholeReading
-from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, norm_weight
+from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, Shelf, norm_weight
 from llm_tt.models.scores import Ask, Padding, Scored, batches, run_batch
 from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, TransparentLlm
 from llm_tt.progress import Progress, silent
@@ -154,7 +154,7 @@ class BridgeLlm(TransparentLlm):
         if not error <= identities.TOLERANCE[self.info.torch_dtype]:
             return False
         width = sum(_attention_numbers(block) for block in blocks) / (len(probe) * self.info.n_layers)
-        self.info = replace(self.info, attention="fused", logits_error=error, attention_width=width)
+        self.info = replace(self.info, attention="fused", logits_error=error, attention_width=width, stream_width=_stream_numbers(blocks))
         self._first_run, self._first_logits = (embedding, blocks), logits
         return True
 
@@ -181,13 +181,11 @@ class BridgeLlm(TransparentLlm):
                 )
             self._first_run = self._first_logits = None
             self.info = replace(self.info, attention="eager", logits_error=error, keeps_pattern=False)
+            _, blocks, _ = self._record(probe, silent, always_recompute=True)
+            self.info = replace(self.info, stream_width=_stream_numbers(blocks))
             if self.info.torch_dtype == torch.float32:
-                self.info = replace(self.info, keeps_pattern=not self._recomputes_rows(probe))
-
-    def _recomputes_rows(self, probe: Sequence[int]) -> bool:
-        """Whether every layer's pattern can be had from its queries and keys."""
-        _, blocks, _ = self._record(probe, silent, always_recompute=True)
-        return all(isinstance(block.pattern, RecomputedPattern) for block in blocks)
+                # Whether every layer's pattern can be had from its queries and keys.
+                self.info = replace(self.info, keeps_pattern=not all(isinstance(block.pattern, RecomputedPattern) for block in blocks))
 
     # --- how a block is built
 
@@ -243,7 +241,7 @@ class BridgeLlm(TransparentLlm):
             return OpaqueFfn()
         if self._recipe.ffn_adds_residual:
             return DenseFfn(lambda x: module(norm(x), torch.zeros_like(x)), out, scale)
-        return DenseFfn(lambda x: module(norm(x)), out, scale)
+        return DenseFfn(lambda x: module(norm(x)), out, scale, module)
 
     def _ffn_norm(self, block: Any, parallel: bool) -> Callable[[Tensor], Tensor]:
         """What stands between the residual stream and the FFN."""
@@ -296,7 +294,8 @@ class BridgeLlm(TransparentLlm):
         """
         require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
-        with torch.inference_mode(), capture.capturing() as captured:
+        shelf = Shelf(len(self._layers))
+        with torch.inference_mode(), capture.capturing(shelf.put) as captured:
 
             def finish(layer: int, block: dict[str, Any], attention: dict[str, Tensor]) -> BlockActivations:
                 if not fused:
@@ -305,7 +304,7 @@ class BridgeLlm(TransparentLlm):
                     raise NotAsFusedError
                 return self.captured_block(layer, captured[layer], block)
 
-            recorder = Recorder(self._layers, self._bridge.hook_dict, finish, progress, reads_attention=not fused)
+            recorder = Recorder(self._layers, self._bridge.hook_dict, finish, progress, reads_attention=not fused, shelf=shelf)
             try:
                 with recorder.watching():
                     logits = self._bridge.run_with_hooks(
@@ -508,6 +507,17 @@ def _attention_numbers(block: BlockActivations) -> int:
     """How many numbers of attention a fused block keeps; a gate is kept in float32."""
     gate = 0 if block.gate is None else block.gate.nbytes // block.values.element_size()
     return (block.pattern.nbytes + block.values.nbytes) // block.values.element_size() + gate
+
+
+def _stream_numbers(blocks: Sequence[BlockActivations]) -> float:
+    """How many numbers of the residual stream a block keeps of one token, on average."""
+    kept = [
+        tensor
+        for block in blocks
+        for tensor in (block.mid_stream, block.post_stream, block.attn_out, block.ffn_out)
+        if isinstance(tensor, torch.Tensor)
+    ]
+    return sum(tensor.numel() for tensor in kept) / (len(blocks[0].attn_out) * len(blocks))
 
 
 def _not_taken_apart(who: str, error: Exception) -> ModelError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -35,8 +35,9 @@ class Captured:
 
 @dataclass(eq=False)
 class Captures:
-    """What the attention modules of one run were called with, by layer."""
+    """What the attention modules of one run were called with, by layer; `keep` is given name, layer and tensor of what is kept."""
 
+    keep: Callable[[str, int, Tensor], Tensor]
     layers: dict[int, Captured] = field(default_factory=dict)
     masks: dict[int, tuple[Tensor, Visible]] = field(default_factory=dict)
     """By the mask's identity: layers of one kind are called with the same one, which is kept so that its identity stays its own"""
@@ -53,9 +54,9 @@ _captures: ContextVar[Captures | None] = ContextVar("captures", default=None)
 
 
 @contextmanager
-def capturing() -> Iterator[dict[int, Captured]]:
-    """Collect, in this thread, what the attention modules are called with: layer -> `Captured`."""
-    captures = Captures()
+def capturing(keep: Callable[[str, int, Tensor], Tensor]) -> Iterator[dict[int, Captured]]:
+    """Collect, in this thread, what the attention modules are called with: layer -> `Captured`. keep: as in `Captures`."""
+    captures = Captures(keep)
     token = _captures.set(captures)
     try:
         yield captures.layers
@@ -125,8 +126,10 @@ def _attention(
     if captures is not None:
         if attention_mask is not None and (attention_mask.dtype != torch.bool or attention_mask.shape[1] != 1):
             raise ValueError("a mask that adds to the scores cannot be captured")
-        pattern = RecomputedPattern(query[0], key[0], scale, captures.visible(attention_mask), cap, sinks)
-        captures.layers[module.layer_idx] = Captured(pattern, value[0])
+        layer, keep = module.layer_idx, captures.keep
+        queries, keys, values = keep("queries", layer, query[0]), keep("keys", layer, key[0]), keep("values", layer, value[0])
+        pattern = RecomputedPattern(queries, keys, scale, captures.visible(attention_mask), cap, sinks)
+        captures.layers[layer] = Captured(pattern, values)
     if cap is None and sinks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]

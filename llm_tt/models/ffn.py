@@ -40,11 +40,16 @@ class DenseFfn:
         run: the FFN with its norm, on [1, P, d].
         out: the output projection, a Linear or a Conv1D.
         scale: what the block multiplies the FFN's output with.
+        module: the FFN without its norm, where the model calls one with nothing but what it reads.
     """
 
-    def __init__(self, run: Callable[[Tensor], Any], out: nn.Module, scale: float = 1.0) -> None:
-        self._run, self._out, self._scale = run, unwrapped(out), scale
+    def __init__(self, run: Callable[[Tensor], Any], out: nn.Module, scale: float = 1.0, module: nn.Module | None = None) -> None:
+        self._run, self._out, self._scale, self.module = run, unwrapped(out), scale, module
         self.shape = FfnShape(n_inputs(self._out))
+
+    @property
+    def device(self) -> torch.device:
+        return self._out.weight.device  # type: ignore[union-attr, return-value]
 
     def neurons(self, ffn_input: Tensor) -> Neurons:
         with seen_by(self._out) as seen:
@@ -54,6 +59,30 @@ class DenseFfn:
 
     def output(self, neurons: Tensor | None) -> Tensor:
         return scaled(_selected(dense_weight(self._out), neurons), self._scale)
+
+
+@contextmanager
+def in_pieces(module: nn.Module | None, n_rows: int) -> Iterator[None]:
+    """Let an FFN that reads each token by itself read so many at a time, so that its inner vectors never exist for all tokens at once."""
+    if module is None:
+        yield
+        return
+    whole = module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.ndim != 3 or x.shape[1] <= n_rows or args or kwargs:
+            return whole(x, *args, **kwargs)
+        out = torch.empty_like(x)
+        for start in range(0, x.shape[1], n_rows):
+            out[:, start : start + n_rows] = whole(x[:, start : start + n_rows])
+        return out
+
+    # In the instance's own dictionary, where nothing of the library looks, and gone afterwards.
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
 
 
 class MixtureFfn:

@@ -107,6 +107,9 @@ class ModelInfo:
     """attention is eager and its rows cannot be recomputed (ALiBi, for example), so that a trace keeps every layer's pattern"""
     attention_width: float | None = None
     """numbers that a trace keeps of one token's attention in a layer, on average: queries, keys, values, gates; None: as plain heads have them"""
+    stream_width: float | None = None
+    """numbers that a trace keeps of one token's residual stream in a layer, on average: what attention and FFN add, and streams that are no sum of
+    what is kept; None: both of these and both streams"""
     not_shown: tuple[str, ...] = ()
     """sentences on what this model has and the method cannot show, for example neurons that no expert recipe covers"""
     notes: tuple[str, ...] = ()

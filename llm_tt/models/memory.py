@@ -18,7 +18,7 @@ _RESERVE = 0.9
 def trace_bytes(info: ModelInfo, n_tokens: int) -> int:
     """Peak bytes of tracing `n_tokens` tokens: what the trace keeps, and the pattern and scores of the one layer that is running."""
     size = info.torch_dtype.itemsize
-    streams = 4 * n_tokens * info.d_model
+    streams = int((4 * info.d_model if info.stream_width is None else info.stream_width) * n_tokens)
     values = info.n_kv_heads * n_tokens * info.d_head
     queries_and_keys = (info.n_heads + info.n_kv_heads) * n_tokens * info.d_head
     pattern = info.n_heads * n_tokens * n_tokens

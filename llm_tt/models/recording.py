@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_tt.models.ffn import Ffn
-from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm
+from llm_tt.models.ffn import DenseFfn, Ffn, in_pieces
+from llm_tt.models.patterns import RecomputedPattern
+from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm, Stream, SummedStream
 from llm_tt.progress import Progress
+
+_KEPT_EVERY = 4
+"""Every so many layers the residual stream is kept, so that no sum is long"""
+_ROWS = 256
+_SHELVED_BYTES = 2**18
+_FFN_ROWS, _FFN_NUMBERS = 256, 2**19
+"""On a CPU a dense FFN reads so many tokens at a time that its inner vectors have about so many numbers, but not fewer tokens than that; a GPU
+would be kept waiting by such small pieces"""
 
 
 class NotAsFusedError(Exception):
@@ -39,6 +48,37 @@ class Layer:
     ffn: Ffn
 
 
+class Shelf:
+    """Room for what a trace keeps of large layers in main memory: one piece for all layers, so that nothing kept lies between what comes and goes
+    while the model runs, where it would keep freed memory from being used again or given back."""
+
+    def __init__(self, n_layers: int) -> None:
+        self._n_layers = n_layers
+        self._pieces: dict[str, Tensor] = {}
+
+    def put(self, name: str, layer: int, tensor: Tensor) -> Tensor:
+        """The tensor, now on the shelf if it is worth it."""
+        if tensor.device.type != "cpu" or tensor.nbytes < _SHELVED_BYTES:
+            return tensor
+        piece = self._pieces.get(name)
+        if piece is None:
+            piece = self._pieces[name] = tensor.new_empty(self._n_layers, *tensor.shape)
+        if piece.shape[1:] != tensor.shape or piece.dtype != tensor.dtype:
+            return tensor.clone(memory_format=torch.contiguous_format)
+        room = piece[layer]
+        if room.data_ptr() != tensor.data_ptr():
+            room.copy_(tensor)
+        return room
+
+    def put_block(self, layer: int, block: BlockActivations) -> BlockActivations:
+        """A block with values, queries and keys on the shelf, as `attention` puts them there."""
+        pattern = block.pattern
+        if isinstance(pattern, RecomputedPattern):
+            queries, keys = self.put("queries", layer, pattern.queries), self.put("keys", layer, pattern.keys)
+            pattern = replace(pattern, queries=queries, keys=keys)
+        return replace(block, values=self.put("values", layer, block.values), pattern=pattern)
+
+
 class Recorder:
     """Collects the activations of one run, block by block.
 
@@ -46,6 +86,7 @@ class Recorder:
         hook_names: the hooks that the bridge has.
         finish: makes a block of its layer, of what `BlockActivations` needs beside attention, and of what was read of attention.
         reads_attention: whether queries, keys, values and pattern are read from hooks.
+        shelf: where large tensors go.
     """
 
     def __init__(
@@ -55,14 +96,17 @@ class Recorder:
         finish: Callable[[int, dict[str, Any], dict[str, Tensor]], BlockActivations],
         progress: Progress,
         reads_attention: bool,
+        shelf: Shelf,
     ) -> None:
         self._layers = layers
         self._names = hook_names
         self._make = finish
         self._progress = progress
         self._reads_attention = reads_attention
+        self._shelf = shelf
         self._current: dict[str, Tensor] = {}
         self._before: Tensor = torch.empty(0)
+        self._before_stream: Stream = self._before
         self.embedding: Tensor = torch.empty(0)
         self.blocks: list[BlockActivations] = []
 
@@ -85,13 +129,13 @@ class Recorder:
                 }
             for name, hook in wanted.items():
                 if f"{block}.{hook}" in self._names:
-                    hooks.append((f"{block}.{hook}", self._keep(name)))
+                    hooks.append((f"{block}.{hook}", self._shelve(name, index) if name == "attn_out" else self._keep(name)))
             hooks.append((f"{block}.hook_resid_post", self._finish(index)))
         return hooks
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Observe what hooks do not show: gates, and norms between the heads' mixes and the output projection."""
+        """Observe what hooks do not show: gates, and norms between the heads' mixes and the output projection. FFNs run in pieces meanwhile."""
         handles = []
         for layer in self._layers:
             if layer.gate is not None:
@@ -101,13 +145,17 @@ class Recorder:
                     layer.sub_norm.register_forward_hook(lambda _, args, output: self._current.update(sub_in=args[0][0], sub_out=output[0]))
                 )
         try:
-            yield
+            with ExitStack() as stack:
+                for ffn in (layer.ffn for layer in self._layers):
+                    if isinstance(ffn, DenseFfn) and ffn.device.type == "cpu":
+                        stack.enter_context(in_pieces(ffn.module, max(_FFN_ROWS, _FFN_NUMBERS // max(ffn.shape.n_neurons, 1))))
+                yield
         finally:
             for handle in handles:
                 handle.remove()
 
     def _keep_embedding(self, tensor: Tensor, hook: Any) -> None:
-        self.embedding = self._before = tensor[0].clone()
+        self.embedding = self._before = self._before_stream = tensor[0].clone()
 
     def _keep(self, name: str) -> Callable[..., None]:
         def keep(tensor: Tensor, hook: Any) -> None:
@@ -115,26 +163,74 @@ class Recorder:
 
         return keep
 
+    def _shelve(self, name: str, index: int) -> Callable[..., None]:
+        def keep(tensor: Tensor, hook: Any) -> None:
+            self._current[name] = self._shelf.put(name, index, tensor[0])
+
+        return keep
+
     def _finish(self, index: int) -> Callable[..., None]:
         def finish(tensor: Tensor, hook: Any) -> None:
             layer = self._layers[index]
             now, self._current = self._current, {}
-            attn_out, ffn_out = now.pop("attn_out"), now.pop("ffn_out").reshape(tensor.shape[-2:])
+            attn_out = now.pop("attn_out")
+            ffn_out = self._shelf.put("ffn_out", index, now.pop("ffn_out").reshape(tensor.shape[-2:]))
+            mid, post = self._streams(layer.parallel, attn_out, now.pop("resid_mid", None), ffn_out, tensor[0])
+            if (index + 1) % _KEPT_EVERY == 0:
+                post = tensor[0]
+            # A stream that is kept for good; the next block's sums start from it.
+            mid, post = (
+                self._shelf.put(name, index, stream) if isinstance(stream, Tensor) else stream
+                for name, stream in (("mid", mid), ("post", post))
+            )
             block: dict[str, Any] = {
                 "attn_out": attn_out,
                 "ffn_out": ffn_out,
-                "resid_mid": self._before.to(attn_out.device) + attn_out if layer.parallel else now.pop("resid_mid"),
-                "resid_post": tensor[0],
+                "mid_stream": mid,
+                "post_stream": post,
                 "gate": _gate(layer, now),
                 "attn_norm": _frozen(layer.attn_norm, now.pop("attn_normed", None), attn_out),
                 "ffn_norm": _frozen(layer.ffn_norm, now.pop("ffn_normed", None), ffn_out),
                 "parallel": layer.parallel,
             }
-            self.blocks.append(self._make(index, block, now))
-            self._before = tensor[0]
+            self.blocks.append(self._shelf.put_block(index, self._make(index, block, now)))
+            self._before, self._before_stream = tensor[0], post
             self._progress(f"Tracing layer {index + 1} of {len(self._layers)}", (index + 1) / len(self._layers))
 
         return finish
+
+    def _streams(self, parallel: bool, attn_out: Tensor, mid: Tensor | None, ffn_out: Tensor, post: Tensor) -> tuple[Stream, Stream]:
+        """The streams after attention and after the FFN: sums, where the model's own come out bit by bit, else as they are."""
+        before = self._before.to(attn_out.device)
+        start = self._before_stream if isinstance(self._before_stream, SummedStream) else SummedStream(self._before_stream, ())
+        if parallel:
+            mid_stream: Stream = start.plus(attn_out)
+            in_order = _is_sum(post, before, (attn_out,), (ffn_out,))
+            if in_order or _is_sum(post, before, (attn_out, ffn_out)):
+                return mid_stream, start.plus(attn_out).plus(ffn_out) if in_order else start.plus(attn_out, ffn_out)
+            return mid_stream, post
+        assert mid is not None
+        mid_stream = start.plus(attn_out) if _is_sum(mid, before, (attn_out,)) else mid
+        if not _is_sum(post, mid, (ffn_out,)):
+            return mid_stream, post
+        return mid_stream, (mid_stream if isinstance(mid_stream, SummedStream) else SummedStream(mid_stream, ())).plus(ffn_out)
+
+
+def _is_sum(whole: Tensor, start: Tensor, *added: tuple[Tensor, ...]) -> bool:
+    """Whether a stream is exactly what adding gives; looked at a few rows at a time, so that nothing of the whole's size is made."""
+    if any(part.shape != whole.shape or part.dtype != whole.dtype for group in (*added, (start,)) for part in group):
+        return False
+    for first in range(0, len(whole), _ROWS):
+        piece = slice(first, first + _ROWS)
+        total = start[piece]
+        for group in added:
+            part = group[0][piece]
+            for more in group[1:]:
+                part = part + more[piece]
+            total = total + part
+        if not torch.equal(total.to(whole.device), whole[piece]):
+            return False
+    return True
 
 
 def _gate(layer: Layer, now: dict[str, Tensor]) -> Tensor | None:

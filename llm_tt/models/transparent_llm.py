@@ -63,13 +63,40 @@ class FrozenNorm:
 
 
 @dataclass(frozen=True, eq=False)
+class SummedStream:
+    """A residual stream [T, d] that is not kept: the sum that the model itself computed, entry by entry, of tensors that are kept anyway."""
+
+    start: Tensor
+    """[T, d] an earlier point of the stream"""
+    added: tuple[tuple[Tensor, ...], ...]
+    """what was added to it since, in the model's order; those of a group were added to each other first"""
+
+    def rows(self, positions: Sequence[int]) -> Tensor:
+        chosen = list(positions)
+        total = self.start[chosen]
+        for group in self.added:
+            part = group[0][chosen]
+            for more in group[1:]:
+                part = part + more[chosen]
+            total = total.to(part.device) + part
+        return total
+
+    def plus(self, *group: Tensor) -> SummedStream:
+        return SummedStream(self.start, (*self.added, group))
+
+
+Stream = Tensor | SummedStream
+"""A residual stream [T, d] that is kept, or added up when it is asked for"""
+
+
+@dataclass(frozen=True, eq=False)
 class BlockActivations:
     """What one transformer block did to one prompt, in the model's dtype and on its device."""
 
-    resid_mid: Tensor
-    """[T, d] residual stream after attention; where attention and FFN run in parallel, what it would be if attention came first"""
-    resid_post: Tensor
-    """[T, d] residual stream after the FFN"""
+    mid_stream: Stream
+    """residual stream after attention; where attention and FFN run in parallel, what it would be if attention came first"""
+    post_stream: Stream
+    """residual stream after the FFN"""
     attn_out: Tensor
     """[T, d] what attention added to the stream, its output bias included"""
     ffn_out: Tensor
@@ -87,12 +114,22 @@ class BlockActivations:
     """the FFN reads the stream before attention, not after it"""
 
     def mid(self, positions: Sequence[int]) -> Tensor:
-        """[P, d]: `resid_mid` at some tokens."""
-        return self.resid_mid[list(positions)]
+        """[P, d]: the residual stream after attention at some tokens."""
+        return _stream_rows(self.mid_stream, positions)
 
     def post(self, positions: Sequence[int]) -> Tensor:
-        """[P, d]: `resid_post` at some tokens."""
-        return self.resid_post[list(positions)]
+        """[P, d]: the residual stream after the FFN at some tokens."""
+        return _stream_rows(self.post_stream, positions)
+
+    @property
+    def resid_mid(self) -> Tensor:
+        """[T, d]: `mid` of all tokens."""
+        return self.mid_stream if isinstance(self.mid_stream, Tensor) else self.mid(range(len(self.attn_out)))
+
+    @property
+    def resid_post(self) -> Tensor:
+        """[T, d]: `post` of all tokens."""
+        return self.post_stream if isinstance(self.post_stream, Tensor) else self.post(range(len(self.attn_out)))
 
     def attention_sum(self, rows: Tensor, positions: Sequence[int], weight: Tensor, bias: Tensor | None) -> Tensor:
         """[P, d] float32: the sum of all attention parts and the bias at some tokens, which identity 1 compares with `attn_out`.
@@ -110,9 +147,9 @@ class BlockActivations:
 
     @property
     def nbytes(self) -> int:
+        streams = [stream for stream in (self.mid_stream, self.post_stream) if isinstance(stream, Tensor)]
         parts = (
-            self.resid_mid,
-            self.resid_post,
+            *streams,
             self.attn_out,
             self.ffn_out,
             self.values,
@@ -122,6 +159,10 @@ class BlockActivations:
             self.ffn_norm,
         )
         return sum(part.nbytes for part in parts if part is not None)
+
+
+def _stream_rows(stream: Stream, positions: Sequence[int]) -> Tensor:
+    return stream[list(positions)] if isinstance(stream, Tensor) else stream.rows(positions)
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,12 +111,19 @@ def test_a_trace_keeps_no_memory_alive_but_its_own(name: str, eager: bool, model
     for n_tokens in (7, 60):
         trace = model(name, eager=eager).trace(token_ids(n_tokens))
         tensors = [trace.embedding]
+        parts: list[Tensor] = []
         for block in trace.blocks:
-            tensors += [block.resid_mid, block.resid_post, block.attn_out, block.ffn_out, block.values]
+            for stream in (block.mid_stream, block.post_stream):
+                if isinstance(stream, Tensor):
+                    tensors.append(stream)
+                else:
+                    parts += [stream.start, *(part for group in stream.added for part in group)]
+            tensors += [block.attn_out, block.ffn_out, block.values]
             tensors += [value for value in vars(block.pattern).values() if isinstance(value, Tensor)]
         assert not any(tensor.requires_grad for tensor in tensors)
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
         assert trace.nbytes == sum(tensor.nbytes for tensor in tensors) == sum(storages.values())
+        assert storages.keys() >= {part.untyped_storage().data_ptr() for part in parts}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "gemma"])
