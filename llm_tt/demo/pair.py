@@ -241,10 +241,12 @@ A prompt is the question as the user's turn of the chat template; the answer is 
 
 
 def name_base(folder: Path) -> None:
-    """Name the base relative to the adapter, so that it is found wherever the package lies."""
+    """Name the base; inside the package relative to the adapter, so that it is found wherever the package lies."""
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = os.path.relpath(MODEL_DIR, folder.resolve())
+    config["base_model_name_or_path"] = (
+        os.path.relpath(MODEL_DIR, folder.resolve()) if folder.resolve().is_relative_to(MODEL_DIR.parent) else str(MODEL_DIR)
+    )
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
