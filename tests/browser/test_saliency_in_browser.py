@@ -81,7 +81,7 @@ def test_strips_curves_and_file(page: ExplorePage, tmp_path: Path) -> None:
             else:
                 assert title.endswith("no score · never taken out")
     with page.page.expect_download() as download:
-        page.page.locator(".st-key-saliency_csv button").click()
+        page.page.locator(".st-key-saliency_csv button").first.click()
     download.value.save_as(tmp_path / "saliency.csv")
     saved = list(csv.DictReader(io.StringIO((tmp_path / "saliency.csv").read_bytes().decode(), newline="")))
     other = list(csv.DictReader(io.StringIO(expected.to_csv(), newline="")))
