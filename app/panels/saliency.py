@@ -17,15 +17,13 @@ import streamlit as st
 
 from app import session
 from app.markup import escaped, probability
-from app.panels import csv_file, sources
+from app.panels import csv_file, sources, waiting
 from app.panels import question as asking
 from app.session import Conversation, Service
 from llm_tt.analysis.saliency_report import METHODS, NAMES, QUICK, UNSIGNED, Method, MethodScores, Saliency, Unit
 from llm_tt.engine.messages import Explanation, SaliencyOf
-from llm_tt.errors import LlmTtError
 from llm_tt.flow.graph import DEFAULT_THRESHOLD
 
-_POLL_SECONDS = 0.4
 _ORANGE = "213, 94, 0"
 """Okabe-Ito vermilion: what speaks against"""
 _MOST_TOKENS = 600
@@ -181,37 +179,11 @@ def _answer(service: Service, conversation: Conversation[SaliencyOf, Saliency], 
     if st.session_state.get(_SHOWN) != _subject(question):
         conversation.answer = None
         st.session_state[_SHOWN] = _subject(question)
-    conversation.ask(service.engine, question)
-    if conversation.phase == "working":
-        _watch(service, conversation)
-    elif conversation.phase == "failed":
-        st.error(escaped(conversation.message), icon=":material/error:")
-    elif conversation.phase == "cancelled":
-        st.info(escaped(conversation.message), icon=":material/block:")
-        if st.button("Run again", icon=":material/refresh:", key="saliency_again", help="Ask the same question once more."):
-            conversation.again()
-            st.rerun()
-    return conversation.answer
+    return waiting.answer(service, conversation, question, meanwhile=True)
 
 
 def _subject(question: SaliencyOf) -> tuple[Any, ...]:
     return question.trace, question.target, question.token, question.contrast, question.unit
-
-
-@st.fragment(run_every=_POLL_SECONDS)
-def _watch(service: Service, conversation: Conversation[SaliencyOf, Saliency]) -> None:
-    conversation.look(service.engine)
-    if conversation.phase != "working" or conversation.job is None:
-        st.rerun()
-    try:
-        status = service.engine.status(conversation.job)
-    except LlmTtError:
-        # Said by `look` in the next run.
-        return
-    bar, button = st.columns([6, 1], vertical_alignment="center")
-    bar.progress(status.fraction, text=escaped(f"{status.stage} · {status.seconds:.0f} s"))
-    if button.button("Cancel", icon=":material/close:", help="Stop after the current batch.", key="cancel_saliency"):
-        service.engine.cancel(conversation.job)
 
 
 # --- the strips
