@@ -34,6 +34,9 @@ _STYLE = """<style>
   position: sticky; top: 2.75rem; max-height: calc(100vh - 3.5rem); overflow: hidden auto; gap: 0.6rem;
   scrollbar-width: thin;
 }
+/* As high as the column beside it, or there is no way for it to stick. */
+.st-key-page > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:last-child
+  > [data-testid="stVerticalBlock"] > [data-testid="stLayoutWrapper"] { flex: 1 0 auto; align-items: flex-start; }
 .st-key-side [data-testid="stVerticalBlock"] { gap: 0.6rem; }
 .st-key-predictions_head { flex-wrap: nowrap; }
 .st-key-predictions_head [data-testid="stMarkdown"] { min-width: 0; }

@@ -162,6 +162,21 @@ def _graph(**options: Any) -> llm_tt.FlowGraph:
     return llm_tt.extract_routes(llm_tt.load_model("demo").trace(PROMPT), **options)
 
 
+@pytest.mark.parametrize(("width", "height"), SIZES[:2])
+def test_the_inspector_stays_beside_what_is_scrolled_to(browser: Browser, app: App, width: int, height: int) -> None:
+    page = open_at(browser, app, width, height)
+    page.page.get_by_text("Table of edges").click()
+    page.settle()
+    side = page.page.locator(".st-key-side")
+    page.page.get_by_test_id("stMain").evaluate("element => element.scrollTo(0, 400)")
+    page.page.wait_for_timeout(300)
+    assert scrolled(page) > 300
+    where = box(side)
+    assert 0 <= where["top"] < 60
+    assert where["bottom"] <= height
+    page.page.close()
+
+
 def test_neurons_have_their_effects_and_can_be_ordered_by_them(page: ExplorePage) -> None:
     page.click({"type": "node", "node": "M2_14"})
     page.page.get_by_test_id("stButtonGroup").get_by_role("radio", name="Neurons").click()
