@@ -220,7 +220,9 @@ def _names(config: Any) -> Names:
 
 
 def load_plain(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
+    # A test may ask for it inside inference mode, and those after it run the same model outside.
+    with torch.inference_mode(False):
+        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
 
 
 def run_plain(model: Any, token_ids: Sequence[int]) -> Run:
