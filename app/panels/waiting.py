@@ -8,17 +8,30 @@ import streamlit as st
 
 from app.markup import escaped
 from app.session import Conversation, Service
-from llm_tt.engine.messages import CheckTrace, InspectHead, LensGridOf, ReadHeads, SaliencyOf, TrajectoriesOf
+from llm_tt.engine.messages import (
+    CheckTrace,
+    Evaluate,
+    ExplainErrors,
+    InspectHead,
+    LensGridOf,
+    PreviewData,
+    PreviewPrompt,
+    ReadHeads,
+    SaliencyOf,
+    TrajectoriesOf,
+)
 
 _POLL_SECONDS = 0.4
 
-PanelQuestion = LensGridOf | TrajectoriesOf | InspectHead | ReadHeads | CheckTrace | SaliencyOf
+PanelQuestion = (
+    LensGridOf | TrajectoriesOf | InspectHead | ReadHeads | CheckTrace | SaliencyOf | PreviewData | PreviewPrompt | Evaluate | ExplainErrors
+)
 
 
 def answer(service: Service, conversation: Conversation[Any, Any], question: PanelQuestion, meanwhile: bool = False) -> Any:
     """The answer; while it is worked on, or cannot be had, None, or with `meanwhile` the last one about the same trace."""
     last = conversation.question
-    if last is not None and last != question and not (meanwhile and last.trace == question.trace):
+    if last is not None and last != question and not (meanwhile and getattr(last, "trace", None) == getattr(question, "trace", None)):
         conversation.answer = None
     conversation.ask(service.engine, question)
     name = type(question).__name__

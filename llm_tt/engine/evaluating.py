@@ -116,7 +116,7 @@ class Evaluations:
             if question.scoring.kind == "forced":
                 answers = [next((label.word for label in question.scoring.labels if label.value == example.truth), example.truth)]
             told = tuple(
-                (answer, tuple(" ".join(model.texts(ids)) for ids in spelled))
+                (answer, tuple(tuple(model.texts(ids)) for ids in spelled))
                 for answer, spelled in zip(answers, example.responses, strict=False)
             )
             return PromptPreview(example.number, example.prompt, len(example.prompt_ids), example.truth, told)

@@ -562,8 +562,8 @@ class PromptPreview:
     """as the model receives it, special tokens spelled out"""
     n_tokens: int
     truth: str
-    responses: tuple[tuple[str, tuple[str, ...]], ...]
-    """what is scored: an answer, and the texts of its tokens, a space between tokens, in each spelling; empty for generation"""
+    responses: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
+    """what is scored: an answer, and for each of its spellings the texts of its tokens; empty for generation"""
 
 
 @dataclass(frozen=True, eq=False)
