@@ -45,10 +45,9 @@ class Cell:
 
 def begin(evaluation: Evaluation) -> None:
     """A new evaluation: nothing of the last one is chosen."""
-    if st.session_state.get("evaluate_of") is not evaluation:
-        st.session_state.evaluate_of = evaluation
-        for key in (_CELL, _MODEL, "evaluate_rows", "evaluate_differing"):
-            st.session_state.pop(key, None)
+    st.session_state.evaluate_of = evaluation
+    for key in (_CELL, _MODEL, "evaluate_rows", "evaluate_differing"):
+        st.session_state.pop(key, None)
 
 
 def model_place(evaluation: Evaluation) -> int:
@@ -198,14 +197,16 @@ def numbers(evaluation: Evaluation, report: EvaluationReport, cell: Cell | None)
 def rows(service: Service, evaluation: Evaluation, place: int, cell: Cell | None) -> None:
     """The rows of the cell as a table, and the chosen one beside it."""
     report = evaluation.reports[place]
-    if evaluation.comparison is not None:
-        st.toggle(
-            f"Rows answered differently ({len(evaluation.comparison.differing)})",
-            key="evaluate_differing",
-            help="List the rows on which the two models differ, in place of those of the cell.",
-        )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        heading = st.empty()
+        if evaluation.comparison is not None:
+            st.toggle(
+                f"Rows answered differently ({len(evaluation.comparison.differing)})",
+                key="evaluate_differing",
+                help="List the rows on which the two models differ, in place of those of the cell.",
+            )
     title, found = numbers(evaluation, report, cell)
-    st.markdown(f"**{escaped(title)}**" + (f" · the first {_SHOWN} are listed" if len(found) > _SHOWN else ""))
+    heading.markdown(f"**{escaped(title)}**" + (f" · the first {_SHOWN} are listed" if len(found) > _SHOWN else ""))
     if not found:
         st.caption("There is none. Click another cell." if cell is not None else "There is none.")
         return
@@ -219,7 +220,13 @@ def rows(service: Service, evaluation: Evaluation, place: int, cell: Cell | None
             on_select="rerun",
             selection_mode="single-row",
             height=min(38 + 35 * len(listed), 320),
-            column_config={"row": st.column_config.NumberColumn(width=60), "text": st.column_config.TextColumn(width="large")},
+            column_config={
+                "row": st.column_config.NumberColumn(width=60),
+                **{
+                    f"p, {name}": st.column_config.NumberColumn("p", format="%.3f", width=65, help="How probable what it says is.")
+                    for name in _names(evaluation)
+                },
+            },
         )
         picked = selection["selection"]["rows"]
         number = listed[picked[0]] if picked and picked[0] < len(listed) else listed[0]
@@ -228,7 +235,7 @@ def rows(service: Service, evaluation: Evaluation, place: int, cell: Cell | None
 
 
 def table_of(evaluation: Evaluation, listed: Sequence[int]) -> pd.DataFrame:
-    """Number, text and label of rows, and what each model said, with the probability of that."""
+    """Number and label of rows, what each model said, with the probability of that, and the text."""
     first = evaluation.reports[0]
     texts = dict(zip((result.number for result in first.results), first.texts, strict=True))
     names = _names(evaluation)
@@ -237,11 +244,11 @@ def table_of(evaluation: Evaluation, listed: Sequence[int]) -> pd.DataFrame:
     for number in listed:
         found = [results.get(number) for results in by_model]
         some = next(result for result in found if result is not None)
-        line: dict[str, object] = {"row": number, "text": texts.get(number, ""), "label": some.truth}
+        line: dict[str, object] = {"row": number, "label": some.truth}
         for name, result in zip(names, found, strict=True):
             line[name] = _said(result)
             line[f"p, {name}"] = None if result is None or result.probabilities is None else max(result.probabilities)
-        lines.append(line)
+        lines.append({**line, "text": texts.get(number, "")})
     table = pd.DataFrame(lines)
     empty = [f"p, {name}" for name in names if all(line[f"p, {name}"] is None for line in lines)]
     return table.drop(columns=empty)
@@ -250,8 +257,7 @@ def table_of(evaluation: Evaluation, listed: Sequence[int]) -> pd.DataFrame:
 def _names(evaluation: Evaluation) -> tuple[str, ...]:
     if evaluation.comparison is not None:
         return evaluation.comparison.names
-    # A model may be called like a column.
-    return (f"{evaluation.reports[0].model} says",)
+    return ("predicted",)
 
 
 def _said(result: Result | None) -> str:

@@ -10,34 +10,20 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from app.markup import escaped
-from app.panels import csv_file
 from llm_tt.analysis.errors import CellExplanation
 from llm_tt.analysis.evaluation_report import EvaluationReport, Table
 from llm_tt.engine.messages import Evaluation
 
 _WHOLE = re.compile(r"-?\d+")
-_DECIMAL = re.compile(r"[+-]?\d+\.\d{3}")
 # Okabe-Ito blue and vermilion, told apart with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00")
-_HELP = {
-    "accuracy": "Right rows among all; interval by Wilson.",
-    "balanced accuracy": "Mean recall over the labels that occur.",
-}
+_ROW_HEIGHT = 29
+_MOST_MARKERS = 12
 
 
 def metrics(evaluation: Evaluation) -> None:
-    """The first table, of one model or of two beside each other, and whether their difference is more than chance."""
-    tables = first_tables(evaluation)
-    show_table(tables[0], "evaluate_metrics", height="content")
-    if evaluation.comparison is not None:
-        st.caption(verdict(evaluation))
-
-
-def first_tables(evaluation: Evaluation) -> tuple[Table, ...]:
-    """Metrics; of two models also the numbers of McNemar's test."""
-    if evaluation.comparison is not None:
-        return evaluation.comparison.tables()[:2]
-    return evaluation.reports[0].tables()[:1]
+    """The first table, of one model or of two beside each other."""
+    show_table((evaluation.comparison or evaluation.reports[0]).tables()[0], "evaluate_metrics", height="content")
 
 
 def verdict(evaluation: Evaluation) -> str:
@@ -53,10 +39,12 @@ def verdict(evaluation: Evaluation) -> str:
 
 
 def details(report: EvaluationReport) -> None:
-    """Labels, slices and words of one model, below each other; the confusion matrix is a panel of its own."""
+    """Labels, slices and words of one model; the confusion matrix is a panel of its own."""
+    sides = st.columns([3, 4], gap="large")
     for place, table in enumerate(detail_tables(report)):
-        st.markdown(f"**{escaped(table.title)}**")
-        show_table(table, f"evaluate_detail_{place}", height="content" if len(table.rows) <= 12 else 400)
+        with sides["words" in table.title.lower()]:
+            st.markdown(f"**{escaped(table.title)}**")
+            show_table(table, f"evaluate_detail_{place}", height="content" if len(table.rows) <= 12 else 360)
     if not report.telling_words and report.n_right < len(report.results):
         st.caption("No word stands in at least five rows that are wrong more often than the others.")
 
@@ -66,7 +54,7 @@ def detail_tables(report: EvaluationReport) -> tuple[Table, ...]:
 
 
 def show_table(table: Table, key: str, height: int | str = "auto") -> None:
-    st.dataframe(frame(table), hide_index=True, key=key, height=height)  # type: ignore[arg-type]
+    st.dataframe(frame(table), hide_index=True, key=key, height=height, row_height=_ROW_HEIGHT)  # type: ignore[arg-type]
 
 
 def frame(table: Table) -> pd.DataFrame:
@@ -118,7 +106,8 @@ def _curve(names: Sequence[str], lines: Sequence[Sequence[tuple[float, float]]],
         figure.add_scatter(
             x=[a for a, _ in points],
             y=[b for _, b in points],
-            mode="lines+markers",
+            # Curves have a point for every row.
+            mode="lines+markers" if len(points) <= _MOST_MARKERS else "lines",
             name=name.replace("<", "&lt;"),
             line={"color": colour, "dash": dash, "width": 2},
             marker={"symbol": symbol, "size": 6},
@@ -126,10 +115,10 @@ def _curve(names: Sequence[str], lines: Sequence[Sequence[tuple[float, float]]],
         )
     figure.update_layout(
         height=280,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        margin={"l": 10, "r": 10, "t": 36, "b": 10},
         dragmode=False,
         showlegend=len(names) > 1,
-        legend={"orientation": "h", "y": 1.1, "x": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         xaxis={"title": {"text": x}, "range": [-0.03, 1.03], "zeroline": False},
         yaxis={"title": {"text": y}, "range": [-0.03, 1.03], "zeroline": False},
         plot_bgcolor="rgba(0,0,0,0)",
@@ -163,13 +152,18 @@ def notes(evaluation: Evaluation) -> None:
 
 def files(evaluation: Evaluation, why: Sequence[tuple[str, CellExplanation]]) -> None:
     """Downloads: a line a row of each model, and the report. `why`: explanations that are on the page, with the names of their models."""
-    with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", width="content"):
+    with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"):
         for place, report in enumerate(evaluation.reports):
-            csv_file.button(
+            st.download_button(
+                f"CSV of {escaped(report.model)}" if len(evaluation.reports) > 1 else "CSV",
                 report.to_csv,
-                f"{_stem(report.model)}.csv",
-                f"evaluate_csv_{place}",
-                f"{report.model}: one line a row, with text, label, prediction, and the probability of every label.",
+                file_name=f"{_stem(report.model)}.csv",
+                mime="text/csv",
+                icon=":material/download:",
+                on_click="ignore",
+                key=f"evaluate_csv_{place}",
+                type="tertiary",
+                help="One line a row: text, label, prediction, and the probability of every label.",
             )
         st.download_button(
             "Report",

@@ -421,3 +421,8 @@ def _apart(data: DataPreview) -> tuple[tuple[str, ...], tuple[str, ...]]:
         )
         words = tuple(dict.fromkeys(word.strip() for word in kept.keep("evaluate_words").split(",") if word.strip()))
     return slices, words
+
+
+def method_name(scoring: Scoring) -> str:
+    """How answers were scored, as the menu calls it."""
+    return _METHODS["calibrated" if scoring.calibrated else scoring.kind][0]

@@ -54,7 +54,7 @@ def _watch(service: Service, conversation: Conversation[Any, Any], name: str) ->
         st.rerun()
     status = service.engine.status(conversation.job)
     waiting = f" · {status.position} before you" if status.position else ""
-    bar, button = st.columns([6, 1], vertical_alignment="center")
-    bar.progress(status.fraction, text=escaped(f"{status.stage}{waiting} · {status.seconds:.0f} s"))
-    if button.button("Cancel", icon=":material/close:", help="Stop after the current step.", key=f"cancel_{name}"):
-        service.engine.cancel(conversation.job)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.progress(status.fraction, text=escaped(f"{status.stage}{waiting} · {status.seconds:.0f} s"))
+        if st.button("Cancel", icon=":material/close:", help="Stop after the current step.", key=f"cancel_{name}", width="content"):
+            service.engine.cancel(conversation.job)

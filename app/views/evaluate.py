@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from app import session, timing
+from app import kept, session, timing
 from app.markup import escaped
 from app.panels import evaluation_causes, evaluation_examples, evaluation_results, evaluation_setup, waiting
 from app.panels.evaluation_setup import Setup
@@ -19,17 +20,30 @@ from llm_tt.text import visible
 
 _ASKED = "evaluate_asked"
 """The question for which Run was pressed"""
+_NAMED = 8
+"""Labels that are named with the results"""
+_STYLE = """<style>
+[data-testid="stMainBlockContainer"] { padding-top: 4.25rem; }
+</style>"""
+"""The bar with the pages is higher than what other pages leave free for it"""
 
 
 def show(service: Service) -> None:
     timing.begin(service.config.debug)
+    st.html(_STYLE)
+    kept.restore("evaluate_setup", True)
     found = session.evaluating().answer
-    with st.expander("What is evaluated", icon=":material/tune:", expanded=found is None, key="evaluate_setup"):
+    if found is not None and _is_new(found):
+        # The results take the choices' place; they are a click away.
+        st.session_state.evaluate_setup = False
+        evaluation_examples.begin(found)
+    with st.expander("What is evaluated", icon=":material/tune:", key="evaluate_setup", on_change="rerun"):
         with part("setup"):
             setup = evaluation_setup.show(service)
         if setup.data is not None:
             _preview(service, setup, setup.data)
-    _run(service, setup)
+    kept.keep("evaluate_setup")
+    row = _run(setup)
     asked: Evaluate | None = st.session_state.get(_ASKED)
     if asked is None:
         if not setup.missing:
@@ -39,13 +53,22 @@ def show(service: Service) -> None:
     if session.evaluating().phase == "cancelled":
         st.caption("What was answered is kept: it goes on where it was stopped.")
     if answer is not None:
+        if _is_new(answer):
+            st.rerun()
         with part("results"):
-            _results(service, answer, setup)
+            _results(service, answer, setup, row)
 
 
-def _run(service: Service, setup: Setup) -> None:
+def _is_new(answer: Evaluation | None) -> bool:
+    """Whether these results have not been shown yet."""
+    return answer is not None and st.session_state.get("evaluate_of") is not answer
+
+
+def _run(setup: Setup) -> DeltaGenerator:
+    """The button, with what it will do; and the place beside it for the files."""
     conversation = session.evaluating()
-    with st.container(horizontal=True, vertical_alignment="center"):
+    left, right = st.columns([3, 2], vertical_alignment="center")
+    with left, st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Run",
             type="primary",
@@ -61,6 +84,7 @@ def _run(service: Service, setup: Setup) -> None:
         elif setup.data is not None and setup.question is not None:
             models = " against ".join(model.name for model in setup.question.models)
             st.caption(f"{escaped(models)} on {setup.data.n_rows:,} rows of {escaped(setup.data.name)}")
+    return right
 
 
 def _ask(question: Evaluate) -> None:
@@ -127,11 +151,9 @@ def _code(text: str) -> str:
 # --- after it
 
 
-def _results(service: Service, evaluation: Evaluation, setup: Setup) -> None:
-    evaluation_examples.begin(evaluation)
+def _results(service: Service, evaluation: Evaluation, setup: Setup, for_files: DeltaGenerator) -> None:
     _subject(evaluation, setup)
-    heads = st.container()
-    left, right = st.columns([1, 1], gap="large")
+    left, right = st.columns([2, 3] if len(evaluation.reports) == 1 else [1, 1], gap="large")
     with left:
         evaluation_results.metrics(evaluation)
     with right:
@@ -142,6 +164,8 @@ def _results(service: Service, evaluation: Evaluation, setup: Setup) -> None:
             evaluation_examples.matrix(report, cell)
         else:
             st.caption("Without label words there is no confusion matrix: an answer is right if all its tokens are.")
+        if evaluation.comparison is not None:
+            st.caption(evaluation_results.verdict(evaluation))
         evaluation_results.notes(evaluation)
     why: list[tuple[str, CellExplanation]] = []
     rows, causes, details, curves = st.tabs(["Rows", "Why these errors", "Labels, slices and words", "Curves"])
@@ -155,12 +179,28 @@ def _results(service: Service, evaluation: Evaluation, setup: Setup) -> None:
         evaluation_results.details(report)
     with curves:
         evaluation_results.curves(evaluation)
-    with heads:
+    with for_files:
         evaluation_results.files(evaluation, why)
 
 
 def _subject(evaluation: Evaluation, setup: Setup) -> None:
     """What the results are of, and whether the choices above are still the same."""
     question = evaluation.question
+    st.caption(f"**Results** · {subject(evaluation)}")
     if setup.question is not None and setup.question != question:
         st.info("These results are of the choices before. Run shows those of the choices above.", icon=":material/history:")
+
+
+def subject(evaluation: Evaluation) -> str:
+    """Markdown: models, rows, prompt and scoring."""
+    question, report = evaluation.question, evaluation.reports[0]
+    scoring = question.scoring
+    labels = ", ".join(label.word if label.word == label.value else f"{label.value}={label.word}" for label in scoring.labels[:_NAMED])
+    more = f" and {len(scoring.labels) - _NAMED} more" if len(scoring.labels) > _NAMED else ""
+    parts = [
+        " against ".join(model.name for model in question.models),
+        f"{len(report.results):,} rows of {report.data}",
+        f"{'chat' if question.template.chat else 'text'}: {visible(question.template.text)}",
+        evaluation_setup.method_name(scoring) + (f": {labels}{more}" if labels else ""),
+    ]
+    return escaped(" · ".join(parts))

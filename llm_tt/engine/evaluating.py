@@ -37,7 +37,7 @@ from llm_tt.engine.messages import (
     RowPrompt,
 )
 from llm_tt.errors import RequestError
-from llm_tt.progress import Progress, within
+from llm_tt.progress import Progress, silent, within
 
 SHIPPED = ("mixed", "clean", "conflict", "train")
 """Data sets that come with the demo pair, on the menu as demo/mixed and so on"""
@@ -70,12 +70,27 @@ class Evaluations:
         self._models = models
         self._data: Cache[tuple[DataSource, Any], _Data] = Cache(_DATA_BUDGET, lambda data: data.nbytes)
         self._reports: Cache[tuple[Any, ...], EvaluationReport] = Cache(_REPORTS_BUDGET, _report_bytes)
+        self._texts: tuple[Any, frozenset[str]] | None = None
         self._files = {f"demo/{name}": DATA_DIR / f"{name}.jsonl" for name in SHIPPED} | {
             name: Path(path) for name, path in config.data_sets.items()
         }
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._files)
+
+    def texts(self) -> frozenset[str]:
+        """What stands in the server's own data sets, column by column. A set that cannot be read has none, which it says when it is chosen."""
+        stamps = tuple((name, _stamp(file)) for name, file in self._files.items())
+        if self._texts is None or self._texts[0] != stamps:
+            found: set[str] = set()
+            for name in self._files:
+                try:
+                    data = self._read(DataSource("set", name), silent)
+                except RequestError:
+                    continue
+                found.update(value for row in data.rows for value in row.values.values() if isinstance(value, str))
+            self._texts = stamps, frozenset(found)
+        return self._texts[1]
 
     def caches(self) -> dict[str, Cache[Any, Any]]:
         return {"data sets": self._data, "evaluations": self._reports}

@@ -286,7 +286,16 @@ class LocalEngine:
     def close(self) -> None:
         self._jobs.close()
 
-    # --- data sets
+    # --- prompts and data sets
+
+    def is_prepared(self, contents: Iterable[str]) -> bool:
+        """Whether these texts are among the prompts and data sets of the server, which any of its users may see.
+
+        Raises:
+            ConfigError: the prompt file cannot be read.
+        """
+        asked = set(contents) - set(self._config.prompts())
+        return not asked or asked <= self._evaluations.texts()
 
     def data_sets(self) -> tuple[str, ...]:
         """The menu: the shipped data sets, then the configured ones."""
@@ -372,7 +381,7 @@ class LocalEngine:
         prompt = key.prompt
         contents = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
         limit, demo_mode, length = self._config.max_user_string_length, self._config.demo_mode, sum(map(len, contents))
-        if (demo_mode or (limit is not None and length > limit)) and not set(contents) <= set(self._config.prompts()):
+        if (demo_mode or (limit is not None and length > limit)) and not self.is_prepared(contents):
             if demo_mode:
                 raise PromptError("This server shows prepared prompts only. Choose one of its examples.")
             raise PromptError(f"The prompt has {length} characters, but this server allows {limit}. Shorten it.")
