@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 import streamlit as st
 
-from app import navigation
+from app import kept, navigation
 from app.link import View
 from app.markup import escaped, probability
 from app.session import Service
@@ -25,6 +25,9 @@ _SHOWN = 500
 """Rows of a cell that are listed"""
 _CELL = "evaluate_cell"
 _MODEL = "evaluate_shown_model"
+_DIFFERING = "evaluate_differing"
+_ROW = "evaluate_row"
+"""The number of the row that is shown in full"""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,13 @@ class Cell:
 def begin(evaluation: Evaluation) -> None:
     """A new evaluation: nothing of the last one is chosen."""
     st.session_state.evaluate_of = evaluation
-    for key in (_CELL, _MODEL, "evaluate_rows", "evaluate_differing"):
-        st.session_state.pop(key, None)
+    for key in (_CELL, _MODEL, _DIFFERING, "evaluate_rows", _ROW):
+        kept.forget(key)
 
 
-def model_place(evaluation: Evaluation) -> int:
-    """Which of the models the details are about: the one with more errors, unless another was chosen."""
-    if len(evaluation.reports) == 1:
-        return 0
-    worst = min((0, 1), key=lambda place: evaluation.reports[place].n_right)
-    return st.session_state.get(_MODEL, worst)
+def _worst(evaluation: Evaluation) -> int:
+    """The model with more errors."""
+    return min((0, 1), key=lambda place: evaluation.reports[place].n_right)
 
 
 def choose_model(evaluation: Evaluation) -> int:
@@ -64,7 +64,7 @@ def choose_model(evaluation: Evaluation) -> int:
         return 0
     assert evaluation.comparison is not None
     names = evaluation.comparison.names
-    st.session_state[_MODEL] = model_place(evaluation)
+    kept.restore(_MODEL, _worst(evaluation), (0, 1))
     st.segmented_control(
         "Details of",
         [0, 1],
@@ -75,12 +75,12 @@ def choose_model(evaluation: Evaluation) -> int:
         on_change=_forget_cell,
         help="Of which model the confusion matrix, the rows and everything below are.",
     )
-    return st.session_state[_MODEL]
+    return kept.keep(_MODEL)
 
 
 def _forget_cell() -> None:
-    st.session_state.pop(_CELL, None)
-    st.session_state.pop("evaluate_rows", None)
+    for key in (_CELL, "evaluate_rows", _ROW):
+        st.session_state.pop(key, None)
 
 
 def chosen(report: EvaluationReport) -> Cell | None:
@@ -137,8 +137,8 @@ def matrix(report: EvaluationReport, cell: Cell | None) -> None:
 
 def _choose(cell: Cell) -> None:
     st.session_state[_CELL] = cell
-    st.session_state.pop("evaluate_rows", None)
-    st.session_state.pop("evaluate_differing", None)
+    for key in (_DIFFERING, "evaluate_rows", _ROW):
+        kept.forget(key)
 
 
 def _tints(report: EvaluationReport, cell: Cell | None) -> str:
@@ -184,7 +184,7 @@ def _take_cell(report: EvaluationReport) -> None:
 
 def numbers(evaluation: Evaluation, report: EvaluationReport, cell: Cell | None) -> tuple[str, tuple[int, ...]]:
     """Which rows are listed: a title and their numbers."""
-    if evaluation.comparison is not None and st.session_state.get("evaluate_differing"):
+    if evaluation.comparison is not None and kept.value_of(_DIFFERING, False):
         found = evaluation.comparison.differing
         return f"{len(found)} rows that the two answer differently", found
     if cell is None:
@@ -200,11 +200,13 @@ def rows(service: Service, evaluation: Evaluation, place: int, cell: Cell | None
     with st.container(horizontal=True, vertical_alignment="center"):
         heading = st.empty()
         if evaluation.comparison is not None:
+            kept.restore(_DIFFERING, False)
             st.toggle(
                 f"Rows answered differently ({len(evaluation.comparison.differing)})",
-                key="evaluate_differing",
+                key=_DIFFERING,
                 help="List the rows on which the two models differ, in place of those of the cell.",
             )
+            kept.keep(_DIFFERING)
     title, found = numbers(evaluation, report, cell)
     heading.markdown(f"**{escaped(title)}**" + (f" · the first {_SHOWN} are listed" if len(found) > _SHOWN else ""))
     if not found:
@@ -229,7 +231,11 @@ def rows(service: Service, evaluation: Evaluation, place: int, cell: Cell | None
             },
         )
         picked = selection["selection"]["rows"]
-        number = listed[picked[0]] if picked and picked[0] < len(listed) else listed[0]
+        if picked and picked[0] < len(listed):
+            st.session_state[_ROW] = listed[picked[0]]
+        # The one that was looked at last, also after a visit to another page.
+        number = st.session_state.get(_ROW)
+        number = number if number in listed else listed[0]
     with right:
         _row(service, evaluation, place, number)
 

@@ -50,6 +50,8 @@ _MOST_WORD = 40
 _DATA_BUDGET = 256 * 2**20
 _REPORTS_BUDGET = 64 * 2**20
 """Bytes of data sets, and of reports, to keep"""
+_MAX_EXPLAINED = 64
+"""Explained cells to keep: small, but each is dozens of traces"""
 _LOADING = 0.1
 """Fraction of an evaluation's progress that loading its model takes"""
 _YIELD = 0.005
@@ -70,6 +72,7 @@ class Evaluations:
         self._models = models
         self._data: Cache[tuple[DataSource, Any], _Data] = Cache(_DATA_BUDGET, lambda data: data.nbytes)
         self._reports: Cache[tuple[Any, ...], EvaluationReport] = Cache(_REPORTS_BUDGET, _report_bytes)
+        self._explained: Cache[tuple[Any, ...], CellExplanation] = Cache(_MAX_EXPLAINED, lambda explained: 1)
         self._texts: tuple[Any, frozenset[str]] | None = None
         self._files = {f"demo/{name}": DATA_DIR / f"{name}.jsonl" for name in SHIPPED} | {
             name: Path(path) for name, path in config.data_sets.items()
@@ -93,7 +96,7 @@ class Evaluations:
         return self._texts[1]
 
     def caches(self) -> dict[str, Cache[Any, Any]]:
-        return {"data sets": self._data, "evaluations": self._reports}
+        return {"data sets": self._data, "evaluations": self._reports, "explained errors": self._explained}
 
     # --- data
 
@@ -227,10 +230,12 @@ class Evaluations:
         return Evaluation(question, reports, comparison)
 
     def explain(self, question: ExplainErrors, progress: Progress) -> CellExplanation:
-        self._require_allowed(question.evaluate.template, question.evaluate.scoring)
-        data = self._usable(question.evaluate.source, question.evaluate.template, progress)
-        with self._models.using(self._models.spec(question.model)):
-            report = self._report(question.evaluate, question.model, data, within(progress, 0.0, 0.1))
+        asked = question.evaluate
+        self._require_allowed(asked.template, asked.scoring)
+        data, spec = self._usable(asked.source, asked.template, progress), self._models.spec(question.model)
+
+        def trace(progress: Progress) -> CellExplanation:
+            report = self._report(asked, question.model, data, within(progress, 0.0, 0.1))
             loaded = self._models.load(question.model, within(progress, 0.1, 0.2))
 
             from llm_tt.analysis.errors import explain_errors
@@ -238,13 +243,17 @@ class Evaluations:
             return explain_errors(
                 loaded.model,
                 data,
-                question.evaluate.template,
+                asked.template,
                 report,
                 question.truth,
                 question.predicted,
                 most=question.most,
                 progress=_yielding(within(progress, 0.2, 1.0)),
             )
+
+        key = spec, data.name, data.digest, asked.template, asked.scoring, question.truth, question.predicted, question.most
+        with self._models.using(spec):
+            return self._explained.get(key, trace, progress)
 
     def _report(self, question: Evaluate, key: ModelKey, data: DataSet, progress: Progress) -> EvaluationReport:
         spec = self._models.spec(key)

@@ -50,5 +50,3 @@ def settled(at: AppTest) -> AppTest:
             return at
         time.sleep(0.1)
     raise AssertionError("the page was never done")
-
-
