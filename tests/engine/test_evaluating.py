@@ -229,7 +229,8 @@ def test_others_get_the_model_between_batches() -> None:
         n_batches += 1
         report("", 0.0)
     waiting.join(PATIENCE)
-    assert n_batches < 50
+    # One turn of theirs for each of ours at the least.
+    assert n_batches <= 10
 
 
 # --- data and prompts before a run
