@@ -672,6 +672,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         for name, report in zip(names, reports, strict=True):
             # A byte order mark, without which spreadsheets take the file for another encoding.
             (options.out / f"{name}.csv").write_text(report.to_csv(), encoding="utf-8-sig", newline="")
+            if report.no_curves is None:
+                (options.out / f"{name}-curves.csv").write_text(report.curves_csv(), encoding="utf-8-sig", newline="")
         page = options.out / f"{'-against-'.join(names)}.html"
         page.write_text(found.to_html(why), encoding="utf-8")
         print(f"llm-tt: wrote {page}", file=sys.stderr)
