@@ -14,7 +14,7 @@ from typing import Any
 
 from llm_tt.analysis.charts import Chart, charts_of
 from llm_tt.analysis.charts import to_html as chart_html
-from llm_tt.analysis.metrics import McNemar, Metrics, Slice, WordSlice
+from llm_tt.analysis.metrics import McNemar, Metrics, Slice, WordSlice, measure
 from llm_tt.analysis.rows import MAX_NAMED, Problem
 from llm_tt.analysis.scoring import Result, Scoring
 
@@ -108,7 +108,7 @@ class EvaluationReport:
         figures = [name_and_value for name_and_value in self.figures() if name_and_value[1] != "-"]
         return (
             Table(f"{self.model} on {self.data}", ("metric", "value [95 % interval]"), tuple(figures)),
-            *_tables_of(self),
+            *tables_of(self),
         )
 
     def figures(self) -> list[tuple[str, str]]:
@@ -150,7 +150,7 @@ class EvaluationReport:
         """more: as in `to_text`."""
         wrong = [(result, text) for result, text in zip(self.results, self.texts, strict=True) if not result.is_right]
         title = f"Wrong rows ({len(wrong)})" + (f", the first {N_EXAMPLES}" if len(wrong) > N_EXAMPLES else "")
-        rows = tuple((str(r.number), text, r.truth, _said(r)) for r, text in wrong[:N_EXAMPLES])
+        rows = tuple((str(r.number), text, r.truth, said(r)) for r, text in wrong[:N_EXAMPLES])
         examples = (Table(title, ("row", "text", "label", "predicted"), rows),) if rows else ()
         return as_html(f"{self.model} on {self.data}", (*self.tables(), *more, *examples), self.all_notes(), self.charts())
 
@@ -230,7 +230,7 @@ class EvaluationComparison:
         parts: list[Table] = [Table(f"{self.names[0]} against {self.names[1]} on {self.first.data}", ("metric", *self.names), rows)]
         parts.append(Table("The same rows", ("", "rows"), pairs))
         for name, report in zip(self.names, (self.first, self.second), strict=True):
-            parts += [Table(f"{name}: {table.title}", table.header, table.rows) for table in _tables_of(report)]
+            parts += [Table(f"{name}: {table.title}", table.header, table.rows) for table in tables_of(report)]
         return tuple(parts)
 
     def charts(self) -> tuple[Chart, ...]:
@@ -251,7 +251,7 @@ class EvaluationComparison:
         seconds = {result.number: result for result in self.second.results}
         chosen = set(self.differing)
         rows = [
-            (str(r.number), text, r.truth, _said(r), _said(seconds[r.number]))
+            (str(r.number), text, r.truth, said(r), said(seconds[r.number]))
             for r, text in zip(self.first.results, self.first.texts, strict=True)
             if r.number in chosen
         ]
@@ -270,11 +270,30 @@ class EvaluationComparison:
         }
 
 
-def _said(result: Result) -> str:
+def measured(results: Sequence[Result], scoring: Scoring, seed: int) -> tuple[Metrics | None, Forced | None, float | None]:
+    """What a report says of its results: metrics, the tokens of teacher-forced responses, the mean probability of all labels."""
+    metrics = forced = mass = None
+    if scoring.labels:
+        probabilities = None if scoring.kind != "labels" else [result.probabilities or () for result in results]
+        truth, predicted = [result.truth for result in results], [result.predicted for result in results]
+        metrics = measure(truth, predicted, scoring.values, probabilities, seed)
+    if scoring.kind == "labels":
+        mass = sum(result.mass or 0.0 for result in results) / len(results)
+    if scoring.kind == "forced":
+        forced = Forced(
+            sum(result.n_tokens or 0 for result in results),
+            sum(result.n_right_tokens or 0 for result in results),
+            sum(result.log_likelihood or 0.0 for result in results),
+        )
+    return metrics, forced, mass
+
+
+def said(result: Result) -> str:
+    """The label that a row was given, or that there is none and what was written instead."""
     return result.predicted if result.predicted is not None else f"(no label) {result.text or ''}".strip()
 
 
-def _tables_of(report: EvaluationReport) -> list[Table]:
+def tables_of(report: EvaluationReport) -> list[Table]:
     """What stands below the first table: labels, confusion, slices, words."""
     made: list[Table] = []
     if report.metrics is not None:
