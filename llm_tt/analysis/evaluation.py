@@ -111,6 +111,7 @@ def evaluate(
         telling_words=telling_words(texts, right),
         words=tuple(asked),
         notes=tuple(notes),
+        examples=template.examples,
     )
 
 

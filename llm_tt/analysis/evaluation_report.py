@@ -78,6 +78,8 @@ class EvaluationReport:
     words: tuple[WordSlice, ...]
     """those that were asked for"""
     notes: tuple[str, ...]
+    examples: tuple[tuple[str, str], ...] = ()
+    """few-shot: prompts and answers that went before every row's"""
 
     @property
     def right(self) -> tuple[bool, ...]:
@@ -184,6 +186,7 @@ class EvaluationReport:
             "fingerprint": self.fingerprint,
             "data": self.data,
             "template": self.template,
+            "examples": [list(example) for example in self.examples],
             "scoring": self.scoring.to_dict(),
             "figures": dict(self.figures()),
             "metrics": None if self.metrics is None else self.metrics.to_dict(),
@@ -296,6 +299,8 @@ def said(result: Result) -> str:
 def tables_of(report: EvaluationReport) -> list[Table]:
     """What stands below the first table: labels, confusion, slices, words."""
     made: list[Table] = []
+    if report.examples:
+        made.append(Table("Examples in every prompt", ("prompt", "answer"), tuple((a.strip(), b.strip()) for a, b in report.examples)))
     if report.metrics is not None:
         m = report.metrics
         rows = tuple(
