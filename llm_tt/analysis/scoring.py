@@ -390,25 +390,27 @@ def _fit(llm: TransparentLlm, n: int, length: int, n_tokens: int) -> bool:
 
 
 def asks_of(example: Example) -> list[Ask]:
-    """What to ask so that the probability of every response is known: one text for all responses of one token, and one for each longer one."""
+    """What to ask so that the probability of every response is known: one text for each response of several tokens, the first of which answers for
+    the first tokens of all; where there is none, the prompt itself."""
     prompt, n = example.prompt_ids, len(example.prompt_ids)
     responses = [ids for spelled in example.responses for ids in spelled]
-    asks = [Ask(prompt, (NextTokens(n - 1, tuple(ids[0] for ids in responses)),))]
-    for ids in responses:
-        if len(ids) > 1:
-            asks.append(Ask((*prompt, *ids[:-1]), tuple(NextTokens(n - 1 + k, (ids[k],)) for k in range(1, len(ids)))))
-    return asks
+    firsts = NextTokens(n - 1, tuple(ids[0] for ids in responses))
+    asks = [Ask((*prompt, *ids[:-1]), tuple(NextTokens(n - 1 + k, (ids[k],)) for k in range(1, len(ids)))) for ids in _longer(responses)]
+    return [Ask(asks[0].token_ids, (firsts, *asks[0].asked)), *asks[1:]] if asks else [Ask(prompt, (firsts,))]
+
+
+def _longer(responses: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [ids for ids in responses if len(ids) > 1]
 
 
 def response_log_probabilities(example: Example, answers: Sequence[Sequence[Scored]]) -> list[float]:
     """[answer * spelling] log-probability of every response, from the answers to `asks_of`."""
     responses = [ids for spelled in example.responses for ids in spelled]
-    rest = iter(answers[1:])
-    totals = []
-    for first, ids in zip(answers[0][0].log_probabilities, responses, strict=True):
-        later = sum(scored.log_probabilities[0] for scored in next(rest)) if len(ids) > 1 else 0.0
-        totals.append(first + later)
-    return totals
+    firsts, later = answers[0][0], iter([answers[0][1:], *answers[1:]])
+    return [
+        first + (sum(scored.log_probabilities[0] for scored in next(later)) if len(ids) > 1 else 0.0)
+        for first, ids in zip(firsts.log_probabilities, responses, strict=True)
+    ]
 
 
 def label_log_probabilities(llm: TransparentLlm, examples: Sequence[Example]) -> list[list[float]]:

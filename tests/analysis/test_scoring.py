@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 import llm_tt
 from llm_tt import TransparentLlm
 from llm_tt.analysis.rows import DataSet, Row, Template
-from llm_tt.analysis.scoring import Example, Label, Result, Scoring, parse_label, parse_labels, prepare, response_ids, score
+from llm_tt.analysis.scoring import Example, Label, Result, Scoring, asks_of, parse_label, parse_labels, prepare, response_ids, score
 from llm_tt.demo import MODEL_DIR
 from llm_tt.demo.evaluation import load
 from llm_tt.errors import RequestError
@@ -386,3 +386,11 @@ def test_the_demo_data_are_inside_the_package() -> None:
     from llm_tt.demo import DATA_DIR
 
     assert Path(llm_tt.__file__).parent in DATA_DIR.parents
+
+
+def test_no_more_texts_are_read_than_there_are_responses_of_several_tokens() -> None:
+    asks = asks_of(Example(1, "", (5, 6), "a", LABELS, False))
+    assert [ask.token_ids for ask in asks] == [(5, 6, 12), (5, 6, 14, 15), (5, 6, 18)]
+    assert [next_tokens.token_ids for next_tokens in asks[0].asked] == [(11, 12, 14, 17, 18), (13,)]
+    (single,) = asks_of(Example(1, "", (5, 6), "a", (((11,),), ((12,),)), False))
+    assert (single.token_ids, [n.position for n in single.asked]) == ((5, 6), [1])
