@@ -9,6 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
+from llm_tt.analysis.comparison import Comparison
 from llm_tt.analysis.saliency_report import Saliency
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import AppConfig, load_config
@@ -17,6 +18,7 @@ from llm_tt.engine.messages import (
     AddedModel,
     AddModel,
     CheckTrace,
+    CompareTraces,
     Continue,
     ExplainPrediction,
     Explanation,
@@ -99,6 +101,7 @@ _Q = TypeVar(
     ReadHeads,
     CheckTrace,
     SaliencyOf,
+    CompareTraces,
 )
 _A = TypeVar("_A")
 
@@ -217,6 +220,15 @@ def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:
 
 def saliency() -> Conversation[SaliencyOf, Saliency]:
     return _state("saliency", lambda: Conversation[SaliencyOf, Saliency]())
+
+
+def comparison() -> Conversation[CompareTraces, Comparison]:
+    return _state("comparison", lambda: Conversation[CompareTraces, Comparison]())
+
+
+def compared_answers() -> tuple[ContinuingConversation, ContinuingConversation]:
+    """What each side of a comparison generates."""
+    return _state("compared_answers", lambda: (ContinuingConversation(), ContinuingConversation()))
 
 
 def continuing() -> Continuing:

@@ -8,11 +8,11 @@ import streamlit as st
 
 from app.markup import escaped
 from app.session import Conversation, Service
-from llm_tt.engine.messages import CheckTrace, InspectHead, LensGridOf, ReadHeads, SaliencyOf, TrajectoriesOf
+from llm_tt.engine.messages import CheckTrace, CompareTraces, InspectHead, LensGridOf, ReadHeads, SaliencyOf, TrajectoriesOf
 
 _POLL_SECONDS = 0.4
 
-PanelQuestion = LensGridOf | TrajectoriesOf | InspectHead | ReadHeads | CheckTrace | SaliencyOf
+PanelQuestion = LensGridOf | TrajectoriesOf | InspectHead | ReadHeads | CheckTrace | SaliencyOf | CompareTraces
 
 
 def answer(service: Service, conversation: Conversation[Any, Any], question: PanelQuestion, meanwhile: bool = False) -> Any:

@@ -22,6 +22,7 @@ from llm_tt.engine.messages import (
     Answer,
     CacheUse,
     CheckTrace,
+    CompareTraces,
     Continue,
     EdgeReport,
     ExplainLogit,
@@ -64,6 +65,7 @@ from llm_tt.models.places import Place
 from llm_tt.progress import Cancelled, Progress, silent, within
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.comparison import Comparison
     from llm_tt.analysis.saliency_report import Saliency
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.flow.head_roles import HeadRoles
@@ -87,6 +89,12 @@ _LENS_BUDGET = 64 * 2**20
 
 _SALIENCY_BUDGET = 8 * 2**20
 """Bytes of saliency to keep: small, but hundreds of runs of the model"""
+
+_COMPARISON_BUDGET = 64 * 2**20
+"""Bytes of comparisons to keep: each reads the edges of two graphs in two traces"""
+
+_BOTH_TRACED = 0.8
+"""Fraction of a comparison's progress at which there are both traces"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +133,9 @@ class LocalEngine:
         self._traces: Cache[tuple[ModelSpec, Any, tuple[int, ...]], _Traced] = Cache(trace_budget, _trace_bytes)
         self._readings: Cache[tuple[ModelSpec, LensGridOf | TrajectoriesOf], _Read] = Cache(_LENS_BUDGET, lambda read: read.answer.nbytes)
         self._saliency: Cache[tuple[ModelSpec, SaliencyOf], Saliency] = Cache(_SALIENCY_BUDGET, lambda answer: answer.nbytes)
+        self._comparisons: Cache[tuple[ModelSpec, ModelSpec, CompareTraces], Comparison] = Cache(
+            _COMPARISON_BUDGET, lambda answer: answer.nbytes
+        )
         self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
         self._roles: Cache[tuple[ModelSpec, Any, tuple[int, ...]], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
         self._checks: Cache[tuple[ModelSpec, Any, tuple[int, ...], int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
@@ -166,6 +177,8 @@ class LocalEngine:
     @overload
     def answer(self, question: SaliencyOf, progress: Progress = silent) -> Saliency: ...
     @overload
+    def answer(self, question: CompareTraces, progress: Progress = silent) -> Comparison: ...
+    @overload
     def answer(self, question: MeasureTuning, progress: Progress = silent) -> TuningReport: ...
     @overload
     def answer(self, question: LookAt, progress: Progress = silent) -> Place: ...
@@ -191,6 +204,8 @@ class LocalEngine:
                 return self._memory_report()
             case MeasureTuning():
                 return self._tuning(question.model, progress)
+            case CompareTraces():
+                return self._compare(question, progress)
             case LoadModel():
                 with self._models.using(self._models.spec(question.model)):
                     return self._models.load(question.model, progress).facts
@@ -293,6 +308,7 @@ class LocalEngine:
             "grids and trajectories": self._readings,
             "head roles": self._roles,
             "saliency": self._saliency,
+            "comparisons": self._comparisons,
             "checks of traces": self._checks,
             "tuning reports": self._tunings,
         }
@@ -510,6 +526,41 @@ class LocalEngine:
             )
 
         return self._saliency.get((self._models.spec(question.trace.model), question), measure, progress)
+
+    def _compare(self, question: CompareTraces, progress: Progress) -> Comparison:
+        specs = [self._models.spec(key.model) for key in question.trace]
+        for key in question.trace:
+            self._require_allowed(key)
+
+        def measure(progress: Progress) -> Comparison:
+            from llm_tt.analysis.comparing import compare
+
+            started = 0.0
+
+            def tracing(stage: str, fraction: float) -> None:
+                nonlocal started
+                started = fraction * _BOTH_TRACED
+                progress(stage, started)
+
+            first = self._traced(question.first, within(tracing, 0.0, 0.5))
+            second = self._traced(question.second, within(tracing, 0.5, 1.0))
+            return compare(
+                first.trace,
+                second.trace,
+                question.target,
+                question.other_target,
+                question.token,
+                question.contrast,
+                question.threshold,
+                question.mass,
+                question.renormalize,
+                question.n_predictions,
+                within(progress, started, 1.0),
+            )
+
+        # Both at once: neither makes room for the other.
+        with self._models.using(specs[0]), self._models.using(specs[1]):
+            return self._comparisons.get((specs[0], specs[1], question), measure, progress)
 
 
 def _trace_bytes(traced: _Traced) -> int:

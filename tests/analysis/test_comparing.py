@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from made_tokenizers import byte_level_tokenizer, metaspace_tokenizer
 
 import llm_tt
-from llm_tt.analysis.comparing import paired
+from llm_tt.analysis.alignment import paired
 from llm_tt.analysis.comparison import ABSENT
 from llm_tt.errors import RequestError
 from llm_tt.flow.graph import EdgeKind
@@ -161,9 +162,26 @@ def test_tokens_are_paired(first: list[int], second: list[int], pairs: list[list
     assert paired(first, second).tolist() == pairs
 
 
-def test_models_of_other_shapes_are_refused(trace: Callable, model: Callable) -> None:
-    with pytest.raises(RequestError, match=r"layers|heads"):
-        llm_tt.compare(llm_tt.load_model("demo").trace("The capital"), model("gpt2").trace("The capital"))
+def test_of_models_of_other_shapes_only_predictions_are_compared(model: Callable, plain: Callable) -> None:
+    demo, small = llm_tt.load_model("demo"), model("gpt2")
+    text = "The capital of France is"
+    compared = llm_tt.compare(demo.trace(text), small.trace(text))
+    assert not compared.has_like_parts
+    assert len(compared.edges) == 0
+    assert compared.cosine.shape == (0, len(compared.pairs))
+    assert any("demo has 4 layers and" in note and note.endswith("only what they predict is compared.") for note in compared.notes)
+    assert [flow.shape for flow in compared.head_flow] == [(4, 4), (3, 4)]
+    token_ids = small.trace(text).token_ids
+    with torch.inference_mode():
+        shares = plain("gpt2")(torch.tensor([list(token_ids)])).logits[0].softmax(-1)
+    checked = 0
+    for pair, (_, position) in enumerate(compared.pairs.tolist()):
+        if not np.isnan(compared.following[pair, 1]):
+            assert compared.following[pair, 1] == pytest.approx(float(shares[position, token_ids[position + 1]]), rel=1e-4)
+            checked += 1
+    assert np.isnan(compared.divergence).all()
+    assert json.loads(json.dumps(compared.to_dict()))["edges"] == []
+    print(checked, compared.pairs, compared.notes, compared.choices.texts)
 
 
 def test_other_tokenizers_are_refused(trace: Callable, tmp_path: Path) -> None:
