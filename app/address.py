@@ -64,6 +64,19 @@ def apply(service: Service, view: View, problems: tuple[str, ...] = ()) -> None:
     st.session_state.link_notes = tuple(notes)
 
 
+def keep(shown: View) -> None:
+    """Remember what the page shows, for when the user comes back to it: Streamlit forgets what is not drawn."""
+    st.session_state.view_kept = shown
+
+
+def come_back(service: Service) -> None:
+    """Show again what was kept last, before anything is drawn."""
+    kept: View | None = st.session_state.get("view_kept")
+    if kept is not None:
+        graph.forget_position()
+        apply(service, kept)
+
+
 def take_position(trace: TraceKey) -> None:
     """Target and selection of the link, when its prompt is the one to be run. Call it when a new prompt has made the page forget its own."""
     waiting: _Waiting | None = st.session_state.get("link_waiting")

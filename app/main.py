@@ -12,7 +12,7 @@ if str(ROOT) not in sys.path:
     # Streamlit puts the script's folder on the path; the packages `app` and `llm_tt` lie one above.
     sys.path.insert(0, str(ROOT))
 
-from app import session  # noqa: E402
+from app import navigation, session  # noqa: E402
 from app.views import explore  # noqa: E402
 from llm_tt.errors import LlmTtError  # noqa: E402
 
@@ -70,6 +70,8 @@ _STYLE = """<style>
 }
 </style>"""
 
+_PAGES = (navigation.Page("Explore", explore.show),)
+
 
 def main() -> None:
     st.html(_STYLE)
@@ -80,8 +82,7 @@ def main() -> None:
         st.error(str(error), icon=":material/error:")
         st.caption("Correct the file and reload this page. The configuration is described in docs/configuration.md.")
         return
-    # Named here: Streamlit makes a page of every file in a folder called `pages`, which is why ours is `views`.
-    st.navigation([st.Page(lambda: explore.show(service), title="Explore", url_path="explore", default=True)], position="hidden").run()
+    navigation.run(service, _PAGES)
 
 
 main()

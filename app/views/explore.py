@@ -40,6 +40,7 @@ def show(service: Service) -> None:
     timing.begin(service.config.debug)
     with part("sidebar"):
         choices = sidebar.show(service)
+    address.keep(address.view(choices))
     if session.dialog() == "adding":
         adding.show(service)
     elif session.dialog() == "memory":
