@@ -174,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--with-adapter", dest="other_adapter", metavar="ADAPTER", help="the first model with this adapter is the second")
     compare.add_argument("--with-prompt", dest="other_prompt", metavar="TEXT", help="the second text")
     compare.add_argument("--target", type=int, default=-1, help="position in the first text that is explained (default -1, the last)")
-    compare.add_argument("--token", metavar="TEXT", help="the token that direct effects are on (default: the first model's first choice)")
+    compare.add_argument(
+        "--token", metavar="TEXT", help="the token that direct effects are on (default: the second's first choice, and why not the first's)"
+    )
     compare.add_argument("--contrast", metavar="TEXT", help="effects on how far that token is above this one")
     compare.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="of both graphs (default %(default)s)")
     compare.add_argument("--top", type=_count, default=10, help="how many edges (default %(default)s)")

@@ -52,7 +52,8 @@ def compare(
 
     Args:
         target: position in the first text; `other_target` that in the second, by default its partner.
-        token, contrast: what the direct effects are on, as in `direct_effects`; by default the first choice of the first trace.
+        token, contrast: what the direct effects are on, as in `direct_effects`; by default how far the second's first choice is above the first's,
+            or of an equal one the logit.
         threshold, mass, renormalize: of both graphs, and of the flow through them. Contributions are compared whether they are in the graph or not,
             and as they are.
         n_predictions: how many first choices of each to list.
@@ -172,7 +173,9 @@ def _effects(
     traces: _Traces, targets: tuple[int, int], aligned_by: Alignment, token: Token | None, contrast: Token | None, notes: list[str]
 ) -> tuple[DirectEffects, DirectEffects]:
     first, second = traces
-    if aligned_by == "character" and token is None:
+    if token is None and contrast is None:
+        token, contrast = _changed_choice(traces, targets, aligned_by)
+    if token is None and aligned_by == "character":
         token = _shared_choice(traces, targets[0], notes)
     effects = direct_effects(first, targets[0], token, contrast)
     asked = [effects.token_id, effects.contrast_id]
@@ -185,6 +188,21 @@ def _effects(
                 f"{quoted(text)} is no token of {second.model.info.name}, so that effects on it cannot be compared. Name a token that both have."
             )
     return effects, direct_effects(second, targets[1], asked[0], asked[1])
+
+
+def _changed_choice(traces: _Traces, targets: tuple[int, int], aligned_by: Alignment) -> tuple[int | None, int | None]:
+    """The second's first choice, and the first's where it is another, as ids of the first; nothing where a vocabulary lacks one of them."""
+    first, second = (trace.model for trace in traces)
+    before, after = (int(trace.logits(position).argmax()) for trace, position in zip(traces, targets, strict=True))
+    if aligned_by == "character":
+        (text,), (other_text,) = first.texts([before]), second.texts([after])
+        own = _same_text(first, other_text)
+        if own is None or _same_text(second, text) is None:
+            return None, None
+        after = own
+    elif max(before, after) >= min(first.info.d_vocab, second.info.d_vocab):
+        return None, None
+    return (before, None) if before == after else (after, before)
 
 
 def _shared_choice(traces: _Traces, target: int, notes: list[str]) -> int:

@@ -125,7 +125,7 @@ class Comparison:
     ffn_contribution: tuple[Floats, Floats]
     """[L] each: of each FFN block to the residual stream after it at the target"""
     effects: tuple[DirectEffects, DirectEffects]
-    """of the same token, by default the first choice of the first trace"""
+    """of the same token in both; by default on how far the second's first choice is above the first's"""
     cosine: Floats
     """[2 L + 1, P]: of the residual streams: token embeddings, then after attention and after the FFN of every layer; NaN where widths differ"""
     norm_ratio: Floats

@@ -98,9 +98,10 @@ def test_predictions_and_streams_are_those_of_the_plain_models(
 def test_effects_are_on_the_same_token_in_both(trace: Callable, other: Callable) -> None:
     first, second = trace("gpt2", N_TOKENS), other("gpt2")
     compared = llm_tt.compare(first, second)
-    token = compared.effects[0].token_id
-    assert token == int(llm_tt.direct_effects(first).token_id)
-    alone = llm_tt.direct_effects(second, -1, token)
+    token, before = (int(llm_tt.direct_effects(trace).token_id) for trace in (second, first))
+    assert token != before
+    assert [(effects.token_id, effects.contrast_id) for effects in compared.effects] == [(token, before)] * 2
+    alone = llm_tt.direct_effects(second, -1, token, before)
     np.testing.assert_allclose(compared.head_effects()[1], alone.heads.sum(-1), rtol=1e-5)
     np.testing.assert_allclose(compared.ffn_effects()[1], alone.ffn, rtol=1e-6)
     flows = [llm_tt.propagate(graph) for graph in compared.graphs]
