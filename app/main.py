@@ -13,7 +13,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from app import navigation, session  # noqa: E402
-from app.views import explore  # noqa: E402
+from app.views import compare, explore  # noqa: E402
 from llm_tt.errors import LlmTtError  # noqa: E402
 
 st.set_page_config(page_title="llm-tt", page_icon=str(ROOT / "app" / "icon.png"), layout="wide", initial_sidebar_state="expanded")
@@ -70,7 +70,7 @@ _STYLE = """<style>
 }
 </style>"""
 
-_PAGES = (navigation.Page("Explore", explore.show),)
+_PAGES = (navigation.Page("Explore", explore.show), navigation.Page("Compare", compare.show))
 
 
 def main() -> None:

@@ -226,6 +226,11 @@ def comparison() -> Conversation[CompareTraces, Comparison]:
     return _state("comparison", lambda: Conversation[CompareTraces, Comparison]())
 
 
+def compared_heads() -> tuple[Conversation[InspectHead, HeadReport], Conversation[InspectHead, HeadReport]]:
+    """A head in each side of a comparison."""
+    return _state("compared_heads", lambda: (Conversation[InspectHead, HeadReport](), Conversation[InspectHead, HeadReport]()))
+
+
 def compared_answers() -> tuple[ContinuingConversation, ContinuingConversation]:
     """What each side of a comparison generates."""
     return _state("compared_answers", lambda: (ContinuingConversation(), ContinuingConversation()))

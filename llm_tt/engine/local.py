@@ -110,6 +110,12 @@ class _Read:
     loaded: Loaded
 
 
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    answer: Comparison
+    loaded: tuple[Loaded, Loaded]
+
+
 class LocalEngine:
     """Answers questions about the models of a configuration.
 
@@ -133,8 +139,8 @@ class LocalEngine:
         self._traces: Cache[tuple[ModelSpec, Any, tuple[int, ...]], _Traced] = Cache(trace_budget, _trace_bytes)
         self._readings: Cache[tuple[ModelSpec, LensGridOf | TrajectoriesOf], _Read] = Cache(_LENS_BUDGET, lambda read: read.answer.nbytes)
         self._saliency: Cache[tuple[ModelSpec, SaliencyOf], Saliency] = Cache(_SALIENCY_BUDGET, lambda answer: answer.nbytes)
-        self._comparisons: Cache[tuple[ModelSpec, ModelSpec, CompareTraces], Comparison] = Cache(
-            _COMPARISON_BUDGET, lambda answer: answer.nbytes
+        self._comparisons: Cache[tuple[ModelSpec, ModelSpec, CompareTraces], _Compared] = Cache(
+            _COMPARISON_BUDGET, lambda compared: compared.answer.nbytes
         )
         self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
         self._roles: Cache[tuple[ModelSpec, Any, tuple[int, ...]], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
@@ -321,6 +327,7 @@ class LocalEngine:
         """Traces hold on to their model: those of a model that was dropped must not keep it in memory."""
         self._traces.discard(lambda key, traced: not self._models.holds(traced.loaded))
         self._readings.discard(lambda key, read: not self._models.holds(read.loaded))
+        self._comparisons.discard(lambda key, compared: not all(map(self._models.holds, compared.loaded)))
 
     def _tuning(self, key: ModelKey, progress: Progress) -> TuningReport:
         # Weights are compared as they are stored: on which device and in which precision the model runs makes no difference.
@@ -532,7 +539,7 @@ class LocalEngine:
         for key in question.trace:
             self._require_allowed(key)
 
-        def measure(progress: Progress) -> Comparison:
+        def measure(progress: Progress) -> _Compared:
             from llm_tt.analysis.comparing import compare
 
             started = 0.0
@@ -544,7 +551,7 @@ class LocalEngine:
 
             first = self._traced(question.first, within(tracing, 0.0, 0.5))
             second = self._traced(question.second, within(tracing, 0.5, 1.0))
-            return compare(
+            answer = compare(
                 first.trace,
                 second.trace,
                 question.target,
@@ -557,10 +564,14 @@ class LocalEngine:
                 question.n_predictions,
                 within(progress, started, 1.0),
             )
+            return _Compared(answer, (first.loaded, second.loaded))
 
         # Both at once: neither makes room for the other.
         with self._models.using(specs[0]), self._models.using(specs[1]):
-            return self._comparisons.get((specs[0], specs[1], question), measure, progress)
+            compared = self._comparisons.get((specs[0], specs[1], question), measure, progress)
+        if not all(map(self._models.holds, compared.loaded)):
+            self._forget_orphans()
+        return compared.answer
 
 
 def _trace_bytes(traced: _Traced) -> int:
