@@ -27,9 +27,7 @@ def show(service: Service) -> None:
         choose(service, *wanted)
     conversation = session.comparison()
     choices = compare_sidebar.show(service, conversation.answer)
-    notes: list[str] = st.session_state.pop("compare_notes", [])
-    if notes:
-        st.warning(escaped(" ".join(notes)), icon=":material/link_off:")
+    _notes(choices)
     first, second = choices.sides
     if first is None or second is None:
         st.info(_missing(choices), icon=":material/arrow_back:")
@@ -49,7 +47,17 @@ def show(service: Service) -> None:
 
 def choose(service: Service, first: TraceKey, second: TraceKey) -> None:
     """Put two sides onto the page, before it is drawn."""
-    st.session_state.compare_notes = compare_sidebar.choose(service, first, second)
+    st.session_state.compare_notes = (tuple(compare_sidebar.choose(service, first, second)), None)
+
+
+def _notes(choices: Choices) -> None:
+    """What of the two sides that another page gave has no place here, until there are others."""
+    notes, of = st.session_state.get("compare_notes", ((), None))
+    if not notes or of not in (None, choices.sides):
+        st.session_state.pop("compare_notes", None)
+        return
+    st.session_state.compare_notes = (notes, choices.sides)
+    st.warning(escaped(" ".join(notes)), icon=":material/link_off:")
 
 
 def _missing(choices: Choices) -> str:
