@@ -118,13 +118,6 @@ def show(service: Service, last: Comparison | None) -> Choices:
             _examples(service)
             models = _models(service, two=mode != PROMPTS)
             prompts = _prompts(service, models, two=mode != MODELS)
-            threshold, mass = _kept_edges()
-            renormalize = st.toggle(
-                "Renormalise",
-                key="compare_renormalize",
-                help="Divide the contributions that were kept at a node by their sum, for the flow through heads and blocks. Changes of edges are "
-                "those of contributions as they are, either way.",
-            )
             token, contrast = _question(last)
     _keep()
     keys: list[TraceKey | None] = []
@@ -135,7 +128,11 @@ def show(service: Service, last: Comparison | None) -> Choices:
         names = ("first prompt", "second prompt")
     else:
         names = models[0].name, models[1].name
-    return Choices((keys[0], keys[1]), names, threshold, mass, renormalize, token, contrast)
+    # Of controls that stand above the graph and may not be drawn yet.
+    state = st.session_state
+    mass = state.compare_mass if state.compare_keep == _BY_MASS else None
+    threshold = DEFAULT_THRESHOLD if mass is not None else state.compare_threshold
+    return Choices((keys[0], keys[1]), names, threshold, mass, state.compare_renormalize, token, contrast)
 
 
 def choose(service: Service, first: TraceKey, second: TraceKey) -> list[str]:
@@ -349,41 +346,46 @@ def _continuation(side: Side, model: ModelKey, prompt: Prompt) -> tuple[int, ...
     return kept[2] if kept is not None and kept[:2] == (model.name, prompt) else ()
 
 
-def _kept_edges() -> tuple[float, float | None]:
-    """How much of both graphs: the threshold, or the share of the flow that takes its place."""
-    by_mass = (
-        st.segmented_control(
+def pruning() -> None:
+    """How much of both graphs, in a row above them: edges above a threshold, or as few as carry a share of the flow; renormalised or not."""
+    with st.container(horizontal=True, vertical_alignment="center", key="compare_pruning"):
+        keep = st.segmented_control(
             "Keep",
             [_BY_THRESHOLD, _BY_MASS],
             key="compare_keep",
             required=True,
-            width="stretch",
+            label_visibility="collapsed",
             help="Which edges each of the two graphs has: those that contribute more than a threshold to their node; or as few as carry a share of "
             "the whole flow.",
         )
-        == _BY_MASS
-    )
-    if by_mass:
-        mass = st.segmented_control(
-            "Share of the flow",
-            _MASSES,
-            key="compare_mass",
-            required=True,
-            format_func=lambda mass: f"{mass:.0%}".replace("%", " %"),
-            width="stretch",
-            help="Each graph is made of the edges with the largest flow, as few as carry this share to the tokens.",
+        if keep == _BY_MASS:
+            st.segmented_control(
+                "Share of the flow",
+                _MASSES,
+                key="compare_mass",
+                required=True,
+                label_visibility="collapsed",
+                format_func=lambda mass: f"{mass:.0%}".replace("%", " %"),
+                help="Each graph is made of the edges with the largest flow, as few as carry this share to the tokens.",
+            )
+        else:
+            st.slider(
+                "Threshold",
+                min_value=0.01,
+                max_value=0.1,
+                step=0.005,
+                format="%.3f",
+                key="compare_threshold",
+                label_visibility="collapsed",
+                help="An edge is drawn when it contributes more than this share to its node, in one of the two at least. Lower shows more edges.",
+            )
+        st.toggle(
+            "Renormalise",
+            key="compare_renormalize",
+            help="Divide the contributions that were kept at a node by their sum, for the flow through heads and blocks. Changes of edges are "
+            "those of contributions as they are, either way.",
         )
-        return DEFAULT_THRESHOLD, mass
-    threshold = st.slider(
-        "Threshold",
-        min_value=0.01,
-        max_value=0.1,
-        step=0.005,
-        format="%.3f",
-        key="compare_threshold",
-        help="An edge is drawn when it contributes more than this share to its node, in one of the two at least. Lower shows more edges.",
-    )
-    return threshold, None
+    _keep()
 
 
 def _question(last: Comparison | None) -> tuple[int | str | None, int | str | None]:

@@ -81,6 +81,7 @@ def _page(service: Service, choices: Choices, question: CompareTraces, compared:
         st.markdown(f"**{escaped(names[0])} \u2192 {escaped(names[1])}** :small[:gray[{escaped(alignment(compared))}]]")
         for note in compared.notes:
             st.caption(escaped(note))
+        compare_sidebar.pruning()
         if compared.has_like_parts:
             difference.show(question, compared, names)
             if not len(compared.edges):
