@@ -28,7 +28,7 @@ from llm_tt.engine.messages import (
     TraceKey,
 )
 from llm_tt.errors import LlmTtError
-from llm_tt.flow.graph import EdgeKey, Node
+from llm_tt.flow.graph import EdgeKey, EdgeKind, Node
 from llm_tt.lens.direct_effects import LogitQuestion
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.text import visible
@@ -42,6 +42,13 @@ _KINDS = {
     "A": "layer {layer}, after attention",
     "M": "layer {layer}, FFN block",
     "I": "layer {layer}, after the FFN",
+}
+_EDGES = {
+    EdgeKind.ATTENTION: "attention",
+    EdgeKind.RESIDUAL_TO_MID: "residual past attention",
+    EdgeKind.INTO_FFN: "into the FFN",
+    EdgeKind.OUT_OF_FFN: "FFN",
+    EdgeKind.RESIDUAL_TO_POST: "residual past the FFN",
 }
 _EFFECT_HELP = "In logits. Only what is written to the target's own column has a direct effect on its logits."
 
@@ -97,7 +104,7 @@ def _how_to_read(compared: Comparison, names: tuple[str, str]) -> None:
         heads = compared.edges.heads_by_change(edge)
         through = f" by H{heads[0][0]}" if heads else ""
         strongest_ones.button(
-            f"L{compared.edges.layer[edge]} {wanted['key']}{through}, {escaped(words)}: **{signed(after - before)}**",
+            f"L{compared.edges.layer[edge]} {_EDGES[EdgeKind(compared.edges.kind[edge])]}{through}, {escaped(words)}: **{signed(after - before)}**",
             key=f"compare_strongest_{edge}",
             type="tertiary",
             on_click=difference.choose,
