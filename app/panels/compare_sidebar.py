@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
+from app import session
 from app.panels import chat
 from app.session import Service
 from llm_tt.analysis.alignment import ABSENT
@@ -102,7 +103,7 @@ def examples() -> tuple[Example, ...]:
 
 def show(service: Service, last: Comparison | None) -> Choices:
     """`last`: the comparison that is shown, for its tokens to be chosen from."""
-    _restore(service)
+    _hold(service)
     with st.sidebar:
         st.markdown("### llm-tt", width="content")
         with st.container(key="choices"):
@@ -119,7 +120,6 @@ def show(service: Service, last: Comparison | None) -> Choices:
             models = _models(service, two=mode != PROMPTS)
             prompts = _prompts(service, models, two=mode != MODELS)
             token, contrast = _question(last)
-    _keep()
     keys: list[TraceKey | None] = []
     for side, model, prompt in zip(_SIDES, models, prompts, strict=True):
         has_text = bool(prompt.strip()) if isinstance(prompt, str) else any(message.content.strip() for message in prompt)
@@ -190,17 +190,9 @@ def _defaults(service: Service) -> dict[str, Any]:
     }
 
 
-def _restore(service: Service) -> None:
-    kept: dict[str, Any] = st.session_state.get("compare_kept") or _defaults(service)
-    for key, value in kept.items():
-        st.session_state.setdefault(key, value)
-    st.session_state.compare_kept = kept
-
-
-def _keep() -> None:
-    """Streamlit forgets widgets that are not drawn, as while another page is shown."""
-    kept = st.session_state.compare_kept
-    st.session_state.compare_kept = {key: st.session_state.get(key, value) for key, value in kept.items()}
+def _hold(service: Service) -> None:
+    for key, value in _defaults(service).items():
+        session.hold(key, value)
 
 
 # --- its parts
@@ -385,7 +377,6 @@ def pruning() -> None:
             help="Divide the contributions that were kept at a node by their sum, for the flow through heads and blocks. Changes of edges are "
             "those of contributions as they are, either way.",
         )
-    _keep()
 
 
 def _question(last: Comparison | None) -> tuple[int | str | None, int | str | None]:

@@ -387,7 +387,10 @@ def test_answers_with_their_differences(start: Start, models: tuple[llm_tt.Trans
     at.text_area("compare_prompt_first").set_value("Is this payment risky?")
     answered(at)
     assert not [html for html in at.get("html") if "compared-answer" in html.proto.body]
-    assert at.number_input("compare_n_generated").value == 5
+    at.session_state["compare_tab"] = "Edges"
+    assert not answered(at).number_input
+    at.session_state["compare_tab"] = "Answers"
+    assert answered(at).number_input("compare_n_generated").value == 5
 
 
 def test_token_text_that_is_markup_stays_text() -> None:
