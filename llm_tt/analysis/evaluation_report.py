@@ -352,7 +352,8 @@ th, td { text-align: left; padding: .25rem .75rem; border-bottom: 1px solid #888
 td { font-variant-numeric: tabular-nums; }
 h2 { font-size: 1.1rem; margin: 1.5rem 0 0; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; margin: 1rem 0; }
-figure { margin: 0; max-width: 23rem; }
+.wide { overflow-x: auto; }
+figure { margin: 0; max-width: 19.5rem; }
 figcaption { font-weight: 600; }
 svg { max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
@@ -372,7 +373,9 @@ def as_html(title: str, tables: Sequence[Table], notes: Sequence[str], charts: S
     for place, table in enumerate(tables):
         head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
         body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-        parts.append(f"<h2>{escape(table.title)}</h2>\n<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>")
+        parts.append(
+            f'<h2>{escape(table.title)}</h2>\n<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+        )
         if place == 0 and drawn:
             parts.append(f"<h2>Curves</h2>\n{drawn}")
     if notes:
