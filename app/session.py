@@ -9,6 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
+from llm_tt.analysis.errors import CellExplanation
 from llm_tt.analysis.saliency_report import Saliency
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import AppConfig, load_config
@@ -18,6 +19,10 @@ from llm_tt.engine.messages import (
     AddModel,
     CheckTrace,
     Continue,
+    DataPreview,
+    Evaluate,
+    Evaluation,
+    ExplainErrors,
     ExplainPrediction,
     Explanation,
     HeadReport,
@@ -25,6 +30,9 @@ from llm_tt.engine.messages import (
     LensGridOf,
     MeasureTuning,
     ModelKey,
+    PreviewData,
+    PreviewPrompt,
+    PromptPreview,
     ReadContinuation,
     ReadHeads,
     SaliencyOf,
@@ -99,6 +107,10 @@ _Q = TypeVar(
     ReadHeads,
     CheckTrace,
     SaliencyOf,
+    PreviewData,
+    PreviewPrompt,
+    Evaluate,
+    ExplainErrors,
 )
 _A = TypeVar("_A")
 
@@ -217,6 +229,22 @@ def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:
 
 def saliency() -> Conversation[SaliencyOf, Saliency]:
     return _state("saliency", lambda: Conversation[SaliencyOf, Saliency]())
+
+
+def data_preview() -> Conversation[PreviewData, DataPreview]:
+    return _state("data_preview", lambda: Conversation[PreviewData, DataPreview]())
+
+
+def prompt_preview() -> Conversation[PreviewPrompt, PromptPreview]:
+    return _state("prompt_preview", lambda: Conversation[PreviewPrompt, PromptPreview]())
+
+
+def evaluating() -> Conversation[Evaluate, Evaluation]:
+    return _state("evaluating", lambda: Conversation[Evaluate, Evaluation]())
+
+
+def explaining_errors() -> Conversation[ExplainErrors, CellExplanation]:
+    return _state("explaining_errors", lambda: Conversation[ExplainErrors, CellExplanation]())
 
 
 def continuing() -> Continuing:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, overload
 from llm_tt.config import AppConfig, ModelSpec
 from llm_tt.engine import inspection, keeper
 from llm_tt.engine.cache import Cache
+from llm_tt.engine.evaluating import Evaluations
 from llm_tt.engine.generated import Generated
-from llm_tt.engine.jobs import JobQueue, JobStatus
+from llm_tt.engine.jobs import JobQueue, JobStatus, Line
 from llm_tt.engine.keeper import Loaded, ModelKeeper
 from llm_tt.engine.messages import (
     AddedModel,
@@ -23,7 +24,11 @@ from llm_tt.engine.messages import (
     CacheUse,
     CheckTrace,
     Continue,
+    DataPreview,
     EdgeReport,
+    Evaluate,
+    Evaluation,
+    ExplainErrors,
     ExplainLogit,
     ExplainPrediction,
     Explanation,
@@ -47,9 +52,14 @@ from llm_tt.engine.messages import (
     NeuronReport,
     NeuronsReport,
     NodeReport,
+    PreviewData,
+    PreviewPrompt,
+    PromptPreview,
     Question,
     ReadContinuation,
     ReadHeads,
+    ReadRow,
+    RowPrompt,
     SaliencyOf,
     TraceCheck,
     TraceKey,
@@ -64,6 +74,7 @@ from llm_tt.models.places import Place
 from llm_tt.progress import Cancelled, Progress, silent, within
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.errors import CellExplanation
     from llm_tt.analysis.saliency_report import Saliency
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.flow.head_roles import HeadRoles
@@ -73,8 +84,10 @@ _LOADING, _TRACING = 0.7, 0.95
 """Fractions of an explanation's progress at which the model is loaded, and traced, when nothing is cached"""
 
 
-_ABOUT_ONE_PART = (InspectHead, ReadHeads, CheckTrace, LensGridOf, TrajectoriesOf)
+_ABOUT_ONE_PART = (InspectHead, ReadHeads, CheckTrace, LensGridOf, TrajectoriesOf, PreviewData, PreviewPrompt)
 """What a click on a page that is there asks: it waits for no other prompt"""
+_ABOUT_MANY_PROMPTS = (Evaluate, ExplainErrors)
+"""What takes minutes: one of them at a time, and nothing else waits for it"""
 
 _MAX_TUNINGS = 16
 """Tuning reports to keep: small, but minutes of reading for a large model"""
@@ -129,6 +142,7 @@ class LocalEngine:
         self._roles: Cache[tuple[ModelSpec, Any, tuple[int, ...]], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
         self._checks: Cache[tuple[ModelSpec, Any, tuple[int, ...], int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
         self._generated: Generated[tuple[ModelSpec, Any]] = Generated()
+        self._evaluations = Evaluations(config, self._models)
         self._jobs = JobQueue(n_workers)
 
     # --- questions
@@ -173,6 +187,16 @@ class LocalEngine:
     def answer(self, question: AddModel, progress: Progress = silent) -> AddedModel: ...
     @overload
     def answer(self, question: ListLoaded, progress: Progress = silent) -> MemoryReport: ...
+    @overload
+    def answer(self, question: PreviewData, progress: Progress = silent) -> DataPreview: ...
+    @overload
+    def answer(self, question: ReadRow, progress: Progress = silent) -> RowPrompt: ...
+    @overload
+    def answer(self, question: PreviewPrompt, progress: Progress = silent) -> PromptPreview: ...
+    @overload
+    def answer(self, question: Evaluate, progress: Progress = silent) -> Evaluation: ...
+    @overload
+    def answer(self, question: ExplainErrors, progress: Progress = silent) -> CellExplanation: ...
 
     def answer(self, question: Question, progress: Progress = silent, so_far: Callable[[Continuation], None] = lambda part: None) -> Answer:
         """Answer now, in this thread. `progress` may raise to cancel. `so_far` is told each part of an answer that comes in parts.
@@ -191,6 +215,16 @@ class LocalEngine:
                 return self._memory_report()
             case MeasureTuning():
                 return self._tuning(question.model, progress)
+            case PreviewData():
+                return self._evaluations.preview(question, progress)
+            case ReadRow():
+                return self._evaluations.read_row(question, progress)
+            case PreviewPrompt():
+                return self._evaluations.preview_prompt(question, progress)
+            case Evaluate():
+                return self._evaluations.evaluate(question, progress)
+            case ExplainErrors():
+                return self._evaluations.explain(question, progress)
             case LoadModel():
                 with self._models.using(self._models.spec(question.model)):
                     return self._models.load(question.model, progress).facts
@@ -230,7 +264,12 @@ class LocalEngine:
         """Answer in the background; the id of the job."""
         # The overloads of `answer` take one kind of question each.
         ask: Any = self.answer
-        return self._jobs.submit(lambda report: ask(question, report, report.so_far), isinstance(question, _ABOUT_ONE_PART))
+        line: Line = "usual"
+        if isinstance(question, _ABOUT_ONE_PART):
+            line = "quick"
+        elif isinstance(question, _ABOUT_MANY_PROMPTS):
+            line = "bulk"
+        return self._jobs.submit(lambda report: ask(question, report, report.so_far), line)
 
     def status(self, job_id: str) -> JobStatus:
         return self._jobs.status(job_id)
@@ -246,6 +285,21 @@ class LocalEngine:
 
     def close(self) -> None:
         self._jobs.close()
+
+    # --- prompts and data sets
+
+    def is_prepared(self, contents: Iterable[str]) -> bool:
+        """Whether these texts are among the prompts and data sets of the server, which any of its users may see.
+
+        Raises:
+            ConfigError: the prompt file cannot be read.
+        """
+        asked = set(contents) - set(self._config.prompts())
+        return not asked or asked <= self._evaluations.texts()
+
+    def data_sets(self) -> tuple[str, ...]:
+        """The menu: the shipped data sets, then the configured ones."""
+        return self._evaluations.names()
 
     # --- models
 
@@ -295,6 +349,7 @@ class LocalEngine:
             "saliency": self._saliency,
             "checks of traces": self._checks,
             "tuning reports": self._tunings,
+            **self._evaluations.caches(),
         }
         uses = tuple(CacheUse(name, *cache.counts()) for name, cache in caches.items())
         return MemoryReport(tuple(models), self._max_models, keeper.memory(), keeper.process_bytes(), uses)
@@ -326,7 +381,7 @@ class LocalEngine:
         prompt = key.prompt
         contents = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
         limit, demo_mode, length = self._config.max_user_string_length, self._config.demo_mode, sum(map(len, contents))
-        if (demo_mode or (limit is not None and length > limit)) and not set(contents) <= set(self._config.prompts()):
+        if (demo_mode or (limit is not None and length > limit)) and not self.is_prepared(contents):
             if demo_mode:
                 raise PromptError("This server shows prepared prompts only. Choose one of its examples.")
             raise PromptError(f"The prompt has {length} characters, but this server allows {limit}. Shorten it.")
