@@ -173,14 +173,21 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
 
     compare = commands.add_parser("compare", help="what differs between two models on one text, or between two texts in one model")
-    _add_prompt(compare)
+    _add_prompt(compare, may_continue=False)
+    compare.add_argument(
+        "--generate", metavar="N", type=_count, help="also let both continue their text greedily by up to N tokens, and mark what differs"
+    )
     compare.add_argument("--with", dest="other_model", metavar="MODEL", help="the second model, such as one tuned from the first")
     compare.add_argument("--with-adapter", dest="other_adapter", metavar="ADAPTER", help="the first model with this adapter is the second")
     compare.add_argument("--with-prompt", dest="other_prompt", metavar="TEXT", help="the second text")
     compare.add_argument("--target", type=int, default=-1, help="position in the first text that is explained (default -1, the last)")
-    compare.add_argument("--token", metavar="TEXT", help="the token that direct effects are on (default: the first model's first choice)")
+    compare.add_argument(
+        "--token", metavar="TEXT", help="the token that direct effects are on (default: the second's first choice, and why not the first's)"
+    )
     compare.add_argument("--contrast", metavar="TEXT", help="effects on how far that token is above this one")
-    compare.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="of both graphs (default %(default)s)")
+    kept = compare.add_mutually_exclusive_group()
+    kept.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="of both graphs (default %(default)s)")
+    kept.add_argument("--mass", type=float, help="make each graph the smallest that carries this share of the flow, for example 0.9")
     compare.add_argument("--top", type=_count, default=10, help="how many edges (default %(default)s)")
     compare.add_argument("--json", action="store_true", help="print everything as JSON")
     _add_model_options(compare)
@@ -423,6 +430,7 @@ def _as_text(graph: FlowGraph) -> str:
 
 
 _N_STRONGEST = 8
+_N_CHOICES = 4
 
 
 def _effects(options: argparse.Namespace) -> int:
@@ -452,7 +460,8 @@ def _effects(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     if options.other_model is None and options.other_adapter is None and options.other_prompt is None:
         raise RequestError("There is nothing to compare with. Name a second model (--with), an adapter (--with-adapter) or a second text.")
-    first = _trace(options)
+    llm, prompt = _read_prompt(options)
+    first = llm.trace(prompt)
     from llm_tt.analysis.comparing import compare
 
     second = copy.copy(options)
@@ -460,28 +469,83 @@ def _compare(options: argparse.Namespace) -> int:
     if options.other_model is not None:
         second.adapter = options.other_adapter
     second.prompt = options.prompt if options.other_prompt is None else options.other_prompt
-    compared = compare(first, _trace(second), options.target, token=options.token, contrast=options.contrast, threshold=options.threshold)
+    other, other_prompt = _read_prompt(second)
+    compared = compare(
+        first,
+        other.trace(other_prompt),
+        options.target,
+        token=options.token,
+        contrast=options.contrast,
+        threshold=options.threshold,
+        mass=options.mass,
+    )
+    answers: list[Continuation] = []
+    if options.generate is not None:
+        from llm_tt.models.generation import generate
+
+        for model, text in ((llm, prompt), (other, other_prompt)):
+            answers.append(Continuation.of(model.prompt(text).n_tokens, list(generate(model, text, options.generate))))
     if options.json:
-        _print_json(compared.to_dict())
+        answered = [
+            {"text": answer.text, "tokens": answer.token_texts, "ids": answer.token_ids, "probabilities": answer.probabilities}
+            | {"differs": marks, "stop": answer.stop}
+            for answer, marks in zip(answers, _differing(answers), strict=True)
+        ]
+        _print_json(compared.to_dict() | ({"generated": answered} if answers else {}))
         return 0
     _print_comparison(compared, options.top)
+    if answers:
+        _print_answers(compared, answers)
     return 0
+
+
+def _differing(answers: Sequence[Continuation]) -> Sequence[Sequence[bool]]:
+    """Of each token of two answers, whether the other lacks it."""
+    from llm_tt.analysis.alignment import differing
+
+    return differing(answers[0].token_texts, answers[1].token_texts) if answers else ()
+
+
+def _print_answers(compared: Comparison, answers: Sequence[Continuation]) -> None:
+    print("\nWhat they generate, tokens that the other does not in brackets:")
+    for name, answer, marks in zip(compared.names, answers, _differing(answers), strict=True):
+        shown = "".join(f"[{text}]" if is_own else text for text, is_own in zip(answer.token_texts, marks, strict=True))
+        print(f"  {name}: {shown!r}")
 
 
 def _print_comparison(compared: Comparison, n_edges: int) -> None:
     effects, edges = compared.effects, compared.edges
     print(f"From {compared.names[0]} to {compared.names[1]}:")
     print(f"logit of {effects[0].of!r}: {effects[0].logit:.3f} -> {effects[1].logit:.3f}")
+    n_tokens = [len(texts) for texts in compared.token_texts]
+    if compared.n_unpaired != (0, 0):
+        print(
+            f"{len(compared.pairs)} of {n_tokens[0]} and {n_tokens[1]} tokens are paired by {compared.aligned_by}; the others have no change."
+        )
+    for note in compared.notes:
+        print(note)
+    texts = [compared.token_texts[side][target] for side, target in enumerate(compared.targets)]
+    print(f"\nAfter {texts[0]!r}" + ("" if texts[0] == texts[1] else f" and {texts[1]!r}") + " come:")
+    for text, shares in list(zip(compared.choices.texts, compared.choices.probabilities.tolist(), strict=True))[:_N_CHOICES]:
+        shown = ["none" if math.isnan(share) else f"{share:.3f}" for share in shares]
+        print(f"  {shown[0]:>6} -> {shown[1]:>6}  {text!r}")
     print("\n          token  KL (nats)  p(next): first  second")
     for (position, _), divergence, following in zip(compared.pairs.tolist(), compared.divergence, compared.following, strict=True):
         shown = ["" if math.isnan(value) else f"{value:.3f}" for value in following.tolist()]
-        print(f"{compared.token_texts[0][position]!r:>15}  {divergence:9.4f}  {shown[0]:>14}  {shown[1]:>6}".rstrip())
+        apart = "" if math.isnan(divergence) else f"{divergence:.4f}"
+        print(f"{compared.token_texts[0][position]!r:>15}  {apart:>9}  {shown[0]:>14}  {shown[1]:>6}".rstrip())
+    if not compared.has_like_parts:
+        return
     print(f"\nEdges that changed most, of {len(edges)}:")
     for edge in edges.strongest(n_edges):
-        side = 0 if (edges.source[edge, 0] >= 0 and edges.destination[edge, 0] >= 0) else 1
+        side = edges.side(edge)
         source, destination, key = edges.name(edge, side)
         before, after = edges.contribution[edge].tolist()
-        print(f"  {after - before:+.3f}  {source} -> {destination} ({key}): {before:.3f} -> {after:.3f}")
+        line = f"  {after - before:+.3f}  {source} -> {destination} ({key}): {before:.3f} -> {after:.3f}"
+        heads = edges.heads_by_change(edge)
+        if heads and not math.isnan(after - before):
+            line += f", most by H{heads[0][0]}; from {compared.token_texts[side][edges.source[edge, side]]!r}"
+        print(line)
     change = compared.head_effects()[1] - compared.head_effects()[0]
     print("\nHeads whose direct effect changed most:")
     order = np.dstack(np.unravel_index(np.argsort(-np.abs(change), axis=None), change.shape))[0]
