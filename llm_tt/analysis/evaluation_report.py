@@ -311,7 +311,13 @@ def tables_of(report: EvaluationReport) -> list[Table]:
         made.append(Table("Confusion (rows: label; columns: predicted)", ("", *m.predicted_names), cells))
         if len(m.curves) > 1:
             rows = tuple((c.label, str(c.n), str(c.auc), str(c.average_precision), str(c.ece), str(c.brier)) for c in m.curves)
-            made.append(Table("Each label against the rest", ("label", "rows", "ROC AUC", "average precision", "ECE", "Brier score"), rows))
+            made.append(
+                Table(
+                    "Each label against the rest",
+                    ("label against the rest", "rows", "ROC AUC", "average precision", "ECE", "Brier score"),
+                    rows,
+                )
+            )
         if m.bins:
             bins = tuple((f"{b.low:.1f} to {b.high:.1f}", str(b.n), f"{b.confidence:.3f}", f"{b.accuracy:.3f}") for b in m.bins)
             made.append(Table("Calibration", ("confidence", "rows", "mean confidence", "accuracy"), bins))
