@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 
 _PATTERN_TOLERANCE = 1e-5
+Batches = Literal["positions told", "positions not told", "one by one"]
+"""How a model continues several texts: in one pass, with or without their positions, or each in its own"""
 _SAMPLED = 256
 """Numbers of each weight that a fingerprint is made of"""
 
@@ -82,7 +84,7 @@ class BridgeLlm(TransparentLlm):
         self._config = hf_model.config
         self._end_ids = _end_ids(hf_model, tokenizer)
         self._keeps_cache: bool | None = None
-        self._batches: Callable[[], BatchReading] | None = None
+        self._batches: Batches | None = None
         self._recipe: BlockRecipe = recipe(self._config.model_type)
         self._prompts = PromptMaker(name, tokenizer, chat_template)
         self._lock = threading.RLock()
@@ -341,7 +343,10 @@ class BridgeLlm(TransparentLlm):
         with self._lock:
             if self._batches is None:
                 self._batches = self._exact_batches()
-        return self._batches()
+        return SeparateReadings(self) if self._batches == "one by one" else self._together(self._batches)
+
+    def _together(self, batches: Batches) -> CachedBatch:
+        return CachedBatch(self._bridge.original_model, self.info.device, self._turn, batches == "positions told")
 
     def score(self, asks: Sequence[Ask], padding: Padding = "right") -> list[list[Scored]]:
         found: list[list[Scored]] = [[] for _ in asks]
@@ -408,17 +413,14 @@ class BridgeLlm(TransparentLlm):
             return False
         return identities.relative_error(read[-1], self.last_logits(probe)) <= identities.TOLERANCE[self.info.torch_dtype]
 
-    def _exact_batches(self) -> Callable[[], BatchReading]:
-        """How this model reads several texts of different lengths at once and predicts what it predicts for each alone; else one after the other."""
+    def _exact_batches(self) -> Batches:
+        """How this model reads texts of different lengths at once and predicts what it predicts for each alone; else one by one."""
         probe = list(self._proof[0])
         whole, short = probe[:-1], probe[: len(probe) // 2]
         if cached_positions(self._config).keeps and 0 < len(short) < len(whole):
-            for tells_positions in (True, False):
-
-                def together(tells_positions: bool = tells_positions) -> BatchReading:
-                    return CachedBatch(self._bridge.original_model, self.info.device, self._turn, tells_positions)
-
-                reading = together()
+            ways: tuple[Batches, ...] = ("positions told", "positions not told")
+            for way in ways:
+                reading = self._together(way)
                 try:
                     logits = [*reading.read([whole, short])]
                     reading.keep([1, 0])
@@ -428,8 +430,8 @@ class BridgeLlm(TransparentLlm):
                     continue
                 alone = [self.last_logits(ids) for ids in (whole, short, short + probe[:1], probe)]
                 if max(map(identities.relative_error, logits, alone)) <= identities.TOLERANCE[self.info.torch_dtype]:
-                    return together
-        return lambda: SeparateReadings(self)
+                    return way
+        return "one by one"
 
     def _forget_patterns(self) -> None:
         # Families with one joint q-k-v projection keep the last pattern in the module.
