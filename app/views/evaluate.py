@@ -15,6 +15,7 @@ from app.panels.evaluation_setup import Setup
 from app.session import Service
 from app.timing import part
 from llm_tt.analysis.errors import CellExplanation
+from llm_tt.config import DEMO, DEMO_TUNED
 from llm_tt.engine.messages import DataPreview, Evaluate, Evaluation, PreviewPrompt
 from llm_tt.text import visible
 
@@ -47,7 +48,10 @@ def show(service: Service) -> None:
     asked: Evaluate | None = st.session_state.get(_ASKED)
     if asked is None:
         if not setup.missing:
-            st.caption("Run evaluates every row, tells how often the answers are right, and lets you open each row to see why.")
+            st.caption(
+                "Run evaluates every row, tells how often the answers are right, and lets you open each row to see why."
+                + _proposal(service)
+            )
         return
     answer = waiting.answer(service, session.evaluating(), asked)
     if session.evaluating().phase == "cancelled":
@@ -57,6 +61,15 @@ def show(service: Service) -> None:
             st.rerun()
         with part("results"):
             _results(service, answer, setup, row)
+
+
+def _proposal(service: Service) -> str:
+    """Where to begin, on a server that has the demo pair."""
+    if not {DEMO, DEMO_TUNED} <= set(service.engine.model_names()):
+        return ""
+    return (
+        f" To begin with: {DEMO} against {DEMO_TUNED} on demo/mixed. The tuned one looks right, and goes by something that it should not."
+    )
 
 
 def _is_new(answer: Evaluation | None) -> bool:
