@@ -9,6 +9,7 @@ from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
+from llm_tt.analysis.comparison import Comparison
 from llm_tt.analysis.errors import CellExplanation
 from llm_tt.analysis.saliency_report import Saliency
 from llm_tt.analysis.tuning_report import TuningReport
@@ -18,6 +19,7 @@ from llm_tt.engine.messages import (
     AddedModel,
     AddModel,
     CheckTrace,
+    CompareTraces,
     Continue,
     DataPreview,
     Evaluate,
@@ -111,6 +113,7 @@ _Q = TypeVar(
     PreviewPrompt,
     Evaluate,
     ExplainErrors,
+    CompareTraces,
 )
 _A = TypeVar("_A")
 
@@ -245,6 +248,20 @@ def evaluating() -> Conversation[Evaluate, Evaluation]:
 
 def explaining_errors() -> Conversation[ExplainErrors, CellExplanation]:
     return _state("explaining_errors", lambda: Conversation[ExplainErrors, CellExplanation]())
+
+
+def comparison() -> Conversation[CompareTraces, Comparison]:
+    return _state("comparison", lambda: Conversation[CompareTraces, Comparison]())
+
+
+def compared_heads() -> tuple[Conversation[InspectHead, HeadReport], Conversation[InspectHead, HeadReport]]:
+    """A head in each side of a comparison."""
+    return _state("compared_heads", lambda: (Conversation[InspectHead, HeadReport](), Conversation[InspectHead, HeadReport]()))
+
+
+def compared_answers() -> tuple[ContinuingConversation, ContinuingConversation]:
+    """What each side of a comparison generates."""
+    return _state("compared_answers", lambda: (ContinuingConversation(), ContinuingConversation()))
 
 
 def continuing() -> Continuing:

@@ -10,6 +10,7 @@ from app.markup import escaped
 from app.session import Conversation, Service
 from llm_tt.engine.messages import (
     CheckTrace,
+    CompareTraces,
     Evaluate,
     ExplainErrors,
     InspectHead,
@@ -24,7 +25,17 @@ from llm_tt.engine.messages import (
 _POLL_SECONDS = 0.4
 
 PanelQuestion = (
-    LensGridOf | TrajectoriesOf | InspectHead | ReadHeads | CheckTrace | SaliencyOf | PreviewData | PreviewPrompt | Evaluate | ExplainErrors
+    LensGridOf
+    | TrajectoriesOf
+    | InspectHead
+    | ReadHeads
+    | CheckTrace
+    | SaliencyOf
+    | PreviewData
+    | PreviewPrompt
+    | Evaluate
+    | ExplainErrors
+    | CompareTraces
 )
 
 

@@ -23,6 +23,7 @@ from llm_tt.engine.messages import (
     Answer,
     CacheUse,
     CheckTrace,
+    CompareTraces,
     Continue,
     DataPreview,
     EdgeReport,
@@ -74,6 +75,7 @@ from llm_tt.models.places import Place
 from llm_tt.progress import Cancelled, Progress, silent, within
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.comparison import Comparison
     from llm_tt.analysis.errors import CellExplanation
     from llm_tt.analysis.saliency_report import Saliency
     from llm_tt.analysis.tuning_report import TuningReport
@@ -101,6 +103,12 @@ _LENS_BUDGET = 64 * 2**20
 _SALIENCY_BUDGET = 8 * 2**20
 """Bytes of saliency to keep: small, but hundreds of runs of the model"""
 
+_COMPARISON_BUDGET = 64 * 2**20
+"""Bytes of comparisons to keep: each reads the edges of two graphs in two traces"""
+
+_BOTH_TRACED = 0.8
+"""Fraction of a comparison's progress at which there are both traces"""
+
 
 @dataclass(frozen=True, eq=False)
 class _Traced:
@@ -113,6 +121,12 @@ class _Traced:
 class _Read:
     answer: LensGrid | Trajectories
     loaded: Loaded
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    answer: Comparison
+    loaded: tuple[Loaded, Loaded]
 
 
 class LocalEngine:
@@ -138,6 +152,9 @@ class LocalEngine:
         self._traces: Cache[tuple[ModelSpec, Any, tuple[int, ...]], _Traced] = Cache(trace_budget, _trace_bytes)
         self._readings: Cache[tuple[ModelSpec, LensGridOf | TrajectoriesOf], _Read] = Cache(_LENS_BUDGET, lambda read: read.answer.nbytes)
         self._saliency: Cache[tuple[ModelSpec, SaliencyOf], Saliency] = Cache(_SALIENCY_BUDGET, lambda answer: answer.nbytes)
+        self._comparisons: Cache[tuple[ModelSpec, ModelSpec, CompareTraces], _Compared] = Cache(
+            _COMPARISON_BUDGET, lambda compared: compared.answer.nbytes
+        )
         self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
         self._roles: Cache[tuple[ModelSpec, Any, tuple[int, ...]], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
         self._checks: Cache[tuple[ModelSpec, Any, tuple[int, ...], int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
@@ -179,6 +196,8 @@ class LocalEngine:
     def answer(self, question: TrajectoriesOf, progress: Progress = silent) -> Trajectories: ...
     @overload
     def answer(self, question: SaliencyOf, progress: Progress = silent) -> Saliency: ...
+    @overload
+    def answer(self, question: CompareTraces, progress: Progress = silent) -> Comparison: ...
     @overload
     def answer(self, question: MeasureTuning, progress: Progress = silent) -> TuningReport: ...
     @overload
@@ -225,6 +244,8 @@ class LocalEngine:
                 return self._evaluations.evaluate(question, progress)
             case ExplainErrors():
                 return self._evaluations.explain(question, progress)
+            case CompareTraces():
+                return self._compare(question, progress)
             case LoadModel():
                 with self._models.using(self._models.spec(question.model)):
                     return self._models.load(question.model, progress).facts
@@ -347,6 +368,7 @@ class LocalEngine:
             "grids and trajectories": self._readings,
             "head roles": self._roles,
             "saliency": self._saliency,
+            "comparisons": self._comparisons,
             "checks of traces": self._checks,
             "tuning reports": self._tunings,
             **self._evaluations.caches(),
@@ -360,6 +382,7 @@ class LocalEngine:
         """Traces hold on to their model: those of a model that was dropped must not keep it in memory."""
         self._traces.discard(lambda key, traced: not self._models.holds(traced.loaded))
         self._readings.discard(lambda key, read: not self._models.holds(read.loaded))
+        self._comparisons.discard(lambda key, compared: not all(map(self._models.holds, compared.loaded)))
 
     def _tuning(self, key: ModelKey, progress: Progress) -> TuningReport:
         # Weights are compared as they are stored: on which device and in which precision the model runs makes no difference.
@@ -565,6 +588,45 @@ class LocalEngine:
             )
 
         return self._saliency.get((self._models.spec(question.trace.model), question), measure, progress)
+
+    def _compare(self, question: CompareTraces, progress: Progress) -> Comparison:
+        specs = [self._models.spec(key.model) for key in question.trace]
+        for key in question.trace:
+            self._require_allowed(key)
+
+        def measure(progress: Progress) -> _Compared:
+            from llm_tt.analysis.comparing import compare
+
+            started = 0.0
+
+            def tracing(stage: str, fraction: float) -> None:
+                nonlocal started
+                started = fraction * _BOTH_TRACED
+                progress(stage, started)
+
+            first = self._traced(question.first, within(tracing, 0.0, 0.5))
+            second = self._traced(question.second, within(tracing, 0.5, 1.0))
+            answer = compare(
+                first.trace,
+                second.trace,
+                question.target,
+                question.other_target,
+                question.token,
+                question.contrast,
+                question.threshold,
+                question.mass,
+                question.renormalize,
+                question.n_predictions,
+                within(progress, started, 1.0),
+            )
+            return _Compared(answer, (first.loaded, second.loaded))
+
+        # Both at once: neither makes room for the other.
+        with self._models.using(specs[0]), self._models.using(specs[1]):
+            compared = self._comparisons.get((specs[0], specs[1], question), measure, progress)
+        if not all(map(self._models.holds, compared.loaded)):
+            self._forget_orphans()
+        return compared.answer
 
 
 def _trace_bytes(traced: _Traced) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from llm_tt.analysis.comparison import Comparison
 from llm_tt.analysis.errors import CellExplanation
 from llm_tt.analysis.evaluation_report import EvaluationComparison, EvaluationReport
 from llm_tt.analysis.rows import Problem, Template
@@ -239,6 +240,29 @@ class SaliencyOf:
 
 
 @dataclass(frozen=True)
+class CompareTraces:
+    """What differs from one trace to another, as `llm_tt.compare` tells it: one prompt on two models, or two prompts on one."""
+
+    first: TraceKey
+    second: TraceKey
+    target: int = -1
+    other_target: int | None = None
+    """in the second; None for the partner of `target`"""
+    token: Token | None = None
+    contrast: Token | None = None
+    threshold: float = DEFAULT_THRESHOLD
+    mass: float | None = None
+    """of the routes in both, as in `ExplainPrediction`"""
+    renormalize: bool = False
+    n_predictions: int = 10
+
+    @property
+    def trace(self) -> tuple[TraceKey, TraceKey]:
+        """What is compared."""
+        return self.first, self.second
+
+
+@dataclass(frozen=True)
 class MeasureTuning:
     """What an adapter, or a tuned checkpoint whose configuration names its base, changes in the weights. Loads no model."""
 
@@ -356,6 +380,7 @@ Question = (
     | PreviewPrompt
     | Evaluate
     | ExplainErrors
+    | CompareTraces
 )
 
 
@@ -649,4 +674,5 @@ Answer = (
     | PromptPreview
     | Evaluation
     | CellExplanation
+    | Comparison
 )

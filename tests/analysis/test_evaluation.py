@@ -20,6 +20,7 @@ import pytest
 import llm_tt
 from llm_tt import TransparentLlm
 from llm_tt.analysis import evaluation
+from llm_tt.analysis.charts import to_svg
 from llm_tt.analysis.evaluation import compare_evaluations, evaluate, remaining
 from llm_tt.analysis.evaluation_report import EvaluationReport
 from llm_tt.analysis.rows import DataSet, Row, Template, few_shot, read_data
@@ -144,6 +145,36 @@ def test_the_page_has_the_numbers_that_are_printed(report: EvaluationReport, of_
     figures = dict(report.figures())
     assert figures["accuracy"] == str(report.metrics.accuracy)
     assert figures["right"] == str(report.n_right)
+
+
+def test_the_page_has_the_curves_and_their_numbers(report: EvaluationReport, of_base: EvaluationReport) -> None:
+    for found in (report, compare_evaluations(of_base, report)):
+        page = found.to_html()
+        assert page.count("<svg ") == 3
+        for chart in found.charts():
+            assert to_svg(chart) in page
+            assert all(line.summary in unescape(page) for line in chart.lines)
+    assert report.metrics is not None
+    (curves,) = report.metrics.curves
+    lines = list(csv.DictReader(io.StringIO(report.curves_csv())))
+    roc = [line for line in lines if line["curve"] == "roc"]
+    assert [(float(line["x"]), float(line["y"])) for line in roc] == [(p.x, p.y) for p in curves.roc]
+    assert sum(int(line["rows"]) for line in lines if line["curve"] == "calibration") == 300
+    assert json.loads(json.dumps(report.to_dict()))["metrics"]["curves"][0]["auc"]["value"] == curves.auc.value
+    assert dict(report.figures())["Brier score"] == str(report.metrics.brier)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("generate", "a generated answer has no probability"), ("forced", "only the row's own response")]
+)
+def test_without_probabilities_of_labels_it_says_why_there_are_no_curves(kind: Any, why: str, base: TransparentLlm) -> None:
+    found = evaluate(base, read_data(DATA_DIR / "clean.jsonl", limit=4), CHAT, Scoring(kind, parse_labels("yes,no"), n_tokens=2))
+    assert (found.charts(), "<svg" in found.to_html()) == ((), False)
+    assert found.no_curves is not None
+    assert why in found.no_curves
+    assert found.no_curves in found.to_text()
+    assert found.to_dict()["no_curves"] == found.no_curves
+    assert found.curves_csv().splitlines() == ["label,curve,x,y,threshold,rows"]
 
 
 def test_what_users_wrote_is_text_on_the_page(base: TransparentLlm) -> None:
