@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import kept, session, timing
-from app.markup import escaped
+from app.markup import cut, escaped
 from app.panels import evaluation_causes, evaluation_examples, evaluation_results, evaluation_setup, waiting
 from app.panels.evaluation_setup import Setup
 from app.session import Service
@@ -21,6 +21,8 @@ from llm_tt.text import visible
 
 _ASKED = "evaluate_asked"
 """The question for which Run was pressed"""
+_MOST_TEXT = 1000
+"""Characters of a cell in the preview"""
 _NAMED = 8
 """Labels that are named with the results"""
 _STYLE = """<style>
@@ -96,7 +98,8 @@ def _run(setup: Setup) -> DeltaGenerator:
             st.caption(f":material/arrow_upward: {escaped(setup.missing)}")
         elif setup.data is not None and setup.question is not None:
             models = " against ".join(model.name for model in setup.question.models)
-            st.caption(f"{escaped(models)} on {setup.data.n_rows:,} rows of {escaped(setup.data.name)}")
+            ways = "" if setup.question.strategies == ("zero-shot",) else f", {', '.join(setup.question.strategies)}"
+            st.caption(f"{escaped(models + ways)} on {setup.data.n_rows:,} rows of {escaped(setup.data.name)}")
     return right
 
 
@@ -113,7 +116,9 @@ def _preview(service: Service, setup: Setup, data: DataPreview) -> None:
     with left:
         more = ", the first ones are shown" if data.n_rows > len(data.rows) else ""
         st.markdown(f"**Rows** :small[:gray[{data.n_rows:,} in {escaped(data.name)}{more}]]")
-        table = pd.DataFrame([texts for _, texts in data.rows], columns=[column.name for column in data.columns])
+        table = pd.DataFrame(
+            [[cut(text, _MOST_TEXT) for text in texts] for _, texts in data.rows], columns=[column.name for column in data.columns]
+        )
         table.insert(0, "row", [number for number, _ in data.rows], allow_duplicates=True)
         table.columns = _distinct(list(table.columns))
         st.dataframe(table, hide_index=True, key="evaluate_data", height=215)
@@ -166,11 +171,11 @@ def _code(text: str) -> str:
 
 def _results(service: Service, evaluation: Evaluation, setup: Setup, for_files: DeltaGenerator) -> None:
     _subject(evaluation, setup)
-    left, right = st.columns([2, 3] if len(evaluation.reports) == 1 else [1, 1], gap="large")
+    left, right = st.columns([2, 3] if len(evaluation.sides) == 1 else [1, 1], gap="large")
     with left:
         evaluation_results.metrics(evaluation)
     with right:
-        place = evaluation_examples.choose_model(evaluation)
+        place = evaluation_examples.choose_side(evaluation)
         report = evaluation.reports[place]
         cell = evaluation_examples.chosen(report)
         if report.metrics is not None:
@@ -178,7 +183,7 @@ def _results(service: Service, evaluation: Evaluation, setup: Setup, for_files: 
         else:
             st.caption("Without label words there is no confusion matrix: an answer is right if all its tokens are.")
         if evaluation.comparison is not None:
-            st.caption(evaluation_results.verdict(evaluation))
+            evaluation_results.tests(evaluation.comparison)
         evaluation_results.notes(evaluation)
     why: list[tuple[str, CellExplanation]] = []
     rows, causes, details, curves = st.tabs(["Rows", "Why these errors", "Labels, slices and words", "Curves"])
@@ -211,7 +216,7 @@ def subject(evaluation: Evaluation) -> str:
     labels = ", ".join(label.word if label.word == label.value else f"{label.value}={label.word}" for label in scoring.labels[:_NAMED])
     more = f" and {len(scoring.labels) - _NAMED} more" if len(scoring.labels) > _NAMED else ""
     parts = [
-        " against ".join(model.name for model in question.models),
+        " against ".join(evaluation.names),
         f"{len(report.results):,} rows of {report.data}",
         f"{'chat' if question.template.chat else 'text'}: {visible(question.template.text)}",
         evaluation_setup.method_name(scoring) + (f": {labels}{more}" if labels else ""),

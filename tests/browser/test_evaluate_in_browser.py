@@ -60,10 +60,12 @@ def test_from_a_run_to_the_cause_and_back(page: ExplorePage, tmp_path: Path) -> 
     expect(tab.get_by_text(f"{counts[2]} rows of no predicted as yes")).to_be_visible()
     assert tab.get_by_text(f"{counts[2]} rows of no predicted as yes").bounding_box()["y"] < 900  # type: ignore[index]
     page.shoot("evaluate-results")
+    tab.get_by_role("button", name="Save").click()
     with tab.expect_download() as download:
         tab.get_by_role("button", name="Report").click()
     download.value.save_as(tmp_path / "report.html")
     assert f"<td>{counts[2]}</td>" in (tmp_path / "report.html").read_text()
+    tab.keyboard.press("Escape")
 
     # A row of another cell, chosen with the mouse.
     cell(tab, 0, 0).click()
