@@ -35,10 +35,7 @@ def metrics_table(evaluation: Evaluation) -> Table:
 
 
 def tests(comparison: StrategyComparison) -> None:
-    """Whether the differences are more than chance: of two in words, of more as a table."""
-    if len(comparison.pairs) == 1:
-        st.caption(verdict(comparison.pairs[0]))
-        return
+    """Whether the differences of more than two are more than chance."""
     table = comparison.pairs_table()
     st.markdown(f"**{escaped(table.title)}**")
     show_table(table, "evaluate_pairs", height="content" if len(table.rows) <= 6 else 220)
@@ -190,13 +187,13 @@ def files(evaluation: Evaluation, why: Sequence[tuple[str, CellExplanation]]) ->
             f"{stem}.html",
             "text/html",
             "evaluate_report",
-            "A page with all tables, curves, wrong or differing rows, and the explained errors that are shown; needs no other file.",
+            "A page with all tables, curves and errors; needs no other file.",
         )
         if evaluation.comparison is not None:
             what = "CSV, one line a row: what each predicted, and whether it is right."
             _file("All sides", evaluation.comparison.to_csv, f"{stem}.csv", "text/csv", "evaluate_csv", what)
         for place, (name, report) in enumerate(zip(evaluation.names, evaluation.reports, strict=True)):
-            what = "CSV, one line a row: text, label, prediction, the probability of every label, what was generated."
+            what = "CSV, one line a row: label, prediction, probabilities, text."
             _file(f"Rows of {name}", report.to_csv, f"{_stem(name)}.csv", "text/csv", f"evaluate_csv_{place}", what)
 
 

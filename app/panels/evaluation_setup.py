@@ -94,7 +94,9 @@ def show(service: Service) -> Setup:
         source = _source(service)
         data = None if source is None else waiting.answer(service, session.data_preview(), PreviewData(source))
         if data is not None and data.problems:
-            st.warning(f"{len(data.problems)} rows cannot be read. {escaped(summary(data.problems))}", icon=":material/warning:")
+            n = len(data.problems)
+            cannot = "1 row cannot be read." if n == 1 else f"{n:,} rows cannot be read."
+            st.warning(f"{cannot} {escaped(summary(data.problems))}", icon=":material/warning:")
     template = scoring = None
     slices: tuple[str, ...] = ()
     words: tuple[str, ...] = ()

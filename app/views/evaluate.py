@@ -171,9 +171,12 @@ def _code(text: str) -> str:
 
 def _results(service: Service, evaluation: Evaluation, setup: Setup, for_files: DeltaGenerator) -> None:
     _subject(evaluation, setup)
+    is_many = len(evaluation.sides) > 2
     left, right = st.columns([2, 3] if len(evaluation.sides) == 1 else [1, 1], gap="large")
     with left:
         evaluation_results.metrics(evaluation)
+        if is_many:
+            evaluation_results.notes(evaluation)
     with right:
         place = evaluation_examples.choose_side(evaluation)
         report = evaluation.reports[place]
@@ -182,9 +185,12 @@ def _results(service: Service, evaluation: Evaluation, setup: Setup, for_files: 
             evaluation_examples.matrix(report, cell)
         else:
             st.caption("Without label words there is no confusion matrix: an answer is right if all its tokens are.")
-        if evaluation.comparison is not None:
-            evaluation_results.tests(evaluation.comparison)
-        evaluation_results.notes(evaluation)
+        if evaluation.comparison is not None and not is_many:
+            st.caption(evaluation_results.verdict(evaluation.comparison.pairs[0]))
+        if not is_many:
+            evaluation_results.notes(evaluation)
+    if evaluation.comparison is not None and is_many:
+        evaluation_results.tests(evaluation.comparison)
     why: list[tuple[str, CellExplanation]] = []
     rows, causes, details, curves = st.tabs(["Rows", "Why these errors", "Labels, slices and words", "Curves"])
     with rows, part("rows"):
