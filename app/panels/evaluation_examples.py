@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Cell:
 def begin(evaluation: Evaluation) -> None:
     """A new evaluation: nothing of the last one is chosen."""
     st.session_state.evaluate_of = evaluation
-    for key in (_CELL, _SIDE, _DIFFERING, "evaluate_rows", _ROW):
+    for key in (_CELL, _SIDE, _DIFFERING, _ROW):
         kept.forget(key)
 
 
@@ -90,7 +91,7 @@ def choose_side(evaluation: Evaluation) -> int:
 
 
 def _forget_cell() -> None:
-    for key in (_CELL, "evaluate_rows", _ROW):
+    for key in (_CELL, _ROW):
         st.session_state.pop(key, None)
 
 
@@ -148,7 +149,7 @@ def matrix(report: EvaluationReport, cell: Cell | None) -> None:
 
 def _choose(cell: Cell) -> None:
     st.session_state[_CELL] = cell
-    for key in (_DIFFERING, "evaluate_rows", _ROW):
+    for key in (_DIFFERING, _ROW):
         kept.forget(key)
 
 
@@ -160,9 +161,10 @@ def _tints(report: EvaluationReport, cell: Cell | None) -> str:
     for place, (truth, counts) in enumerate(zip(m.labels, m.confusion, strict=True)):
         for other, (said, n) in enumerate(zip(m.predicted_names, counts, strict=True)):
             colour = "0,114,178" if truth == said else "213,94,0"
-            style = f"background: rgba({colour},{0.6 * n / max(sum(counts), 1):.3f});"
+            # Also of a cell that is pointed at, or was just clicked.
+            style = f"background: rgba({colour},{0.6 * n / max(sum(counts), 1):.3f}) !important;"
             if cell == Cell(truth, None if said == NO_LABEL else said):
-                style += " outline: 3px solid #E69F00; outline-offset: 1px;"
+                style += " box-shadow: 0 0 0 3px #E69F00 !important;"
             rules.append(f".st-key-evaluate_cell_{place}_{other} button {{ {style} }}")
     return "<style>" + "\n".join(rules) + "</style>"
 
@@ -224,12 +226,13 @@ def rows(service: Service, evaluation: Evaluation, place: int, cell: Cell | None
         st.caption("There is none. Click another cell." if cell is not None else "There is none.")
         return
     left, right = st.columns([3, 2], gap="medium")
-    with left:
+    with left, st.container(key="evaluate_rows"):
         listed = found[:_SHOWN]
         selection = st.dataframe(
             table_of(evaluation, listed),
             hide_index=True,
-            key="evaluate_rows",
+            # One for each list: the browser keeps which line is chosen, whatever stands in it.
+            key=f"evaluate_rows_{zlib.crc32(repr(listed).encode())}",
             on_select="rerun",
             selection_mode="single-row",
             height=min(38 + 35 * len(listed), 320),

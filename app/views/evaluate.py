@@ -25,15 +25,10 @@ _MOST_TEXT = 1000
 """Characters of a cell in the preview"""
 _NAMED = 8
 """Labels that are named with the results"""
-_STYLE = """<style>
-[data-testid="stMainBlockContainer"] { padding-top: 4.25rem; }
-</style>"""
-"""The bar with the pages is higher than what other pages leave free for it"""
 
 
 def show(service: Service) -> None:
     timing.begin(service.config.debug)
-    st.html(_STYLE)
     kept.restore("evaluate_setup", True)
     found = session.evaluating().answer
     if found is not None and _is_new(found):

@@ -42,6 +42,11 @@ def cell(tab: Page, truth: int, predicted: int) -> Locator:
     return tab.locator(f".st-key-evaluate_cell_{truth}_{predicted}").get_by_role("button")
 
 
+def is_checked(rows: Locator, line: int) -> bool:
+    """Whether a line of the table is chosen."""
+    return rows.locator("[role=row]").nth(line + 1).get_attribute("aria-selected") == "true"
+
+
 def test_from_a_run_to_the_cause_and_back(page: ExplorePage, tmp_path: Path) -> None:
     tab = page.page
     choose(page, "Against", "demo-tuned")
@@ -79,10 +84,15 @@ def test_from_a_run_to_the_cause_and_back(page: ExplorePage, tmp_path: Path) -> 
     tab.mouse.click(box["x"] + 20, box["y"] + 35 + 1.5 * 35)
     page.settle()
     expect(tab.get_by_text(f"Row {wanted[1]}", exact=True)).to_be_visible(timeout=_TIMEOUT)
-
-    # Why the errors are there.
+    assert is_checked(rows, 1)
+    # The cell is marked though the mouse has gone to the rows, and the next one's rows begin with none chosen.
+    assert "rgb(230, 159, 0)" in cell(tab, 0, 0).evaluate("element => getComputedStyle(element).boxShadow")
     cell(tab, 1, 0).click()
     page.settle()
+    tab.get_by_text(f"{counts[2]} rows of no predicted as yes", exact=True).wait_for(timeout=_TIMEOUT)
+    assert not is_checked(rows, 1)
+
+    # Why the errors are there.
     tab.get_by_role("tab", name="Why these errors").click()
     tab.get_by_role("button", name="Explain these errors").click()
     strips = tab.get_by_test_id("why-strips")
