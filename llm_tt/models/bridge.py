@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from llm_tt.errors import ModelError, OutOfMemoryError
 from llm_tt.models import capture, identities
+from llm_tt.models.allocations import Allocations
 from llm_tt.models.blocks import (
     ARCHITECTURE_NAMES,
     BlockRecipe,
@@ -33,19 +34,21 @@ from llm_tt.models.blocks import (
 from llm_tt.models.capture import Captured
 from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, has_experts, scaled, unwrapped
 from llm_tt.models.gradients import Differentiable, HuggingFaceGradients
-from llm_tt.models.info import FfnShape
+from llm_tt.models.info import FfnShape, Running
 from llm_tt.models.memory import require_memory
 from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
 from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.quantized import dense_weight
 from llm_tt.models.reading import CachedReading, Reading, WholeReading
-from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, Shelf, norm_weight
+from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, Shelf, norm_weight, reads_in_pieces
 from llm_tt.models.scores import Ask, Padding, Scored, batches, run_batch
 from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, TransparentLlm
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 
 _PATTERN_TOLERANCE = 1e-5
+_TELLING_LENGTHS = (37, 41, 43, 53, 23, 19, 17, 13)
+"""Primes: lengths of the prompt on which memory is measured"""
 _SAMPLED = 256
 """Numbers of each weight that a fingerprint is made of"""
 
@@ -155,8 +158,40 @@ class BridgeLlm(TransparentLlm):
             return False
         width = sum(_attention_numbers(block) for block in blocks) / (len(probe) * self.info.n_layers)
         self.info = replace(self.info, attention="fused", logits_error=error, attention_width=width, stream_width=_stream_numbers(blocks))
+        try:
+            self.info = replace(self.info, running=self._measured_running())
+        except NotAsFusedError:
+            return False
         self._first_run, self._first_logits = (embedding, blocks), logits
         return True
+
+    def _measured_running(self) -> Running | None:
+        """What exists beside the trace of a short prompt while it is made; None where the model reads no prompt that would tell.
+
+        Raises:
+            NotAsFusedError: attention is said to be fused, and is not.
+        """
+        sizes = {
+            self.info.d_model,
+            self.info.d_head,
+            self.info.n_heads,
+            self.info.n_kv_heads,
+            *(shape.per_expert for shape in self.info.ffn),
+        }
+        n_tokens = next((length for length in _TELLING_LENGTHS if length not in sizes and length <= self.info.n_ctx), None)
+        if n_tokens is None:
+            return None
+        ids = [(7 + 101 * index) % self.info.d_vocab for index in range(n_tokens)]
+        with Allocations(n_tokens) as seen:
+            _, blocks, _ = self._record(ids, silent, fused=self.info.attention == "fused", always_recompute=True, n_ffn_rows=1)
+        size = self.info.torch_dtype.itemsize
+        pairs = sum(block.pattern.nbytes for block in blocks if isinstance(block.pattern, StoredPattern))
+        kept = sum(block.nbytes for block in blocks) - pairs
+        moments = {
+            ((per_token - kept) / (size * n_tokens), (per_pair - pairs) / (size * n_tokens**2))
+            for per_token, per_pair in (seen.at_most_per_token, seen.at_most_per_pair)
+        }
+        return Running(tuple(sorted(moments)), in_pieces=all(reads_in_pieces(layer.ffn) for layer in self._layers))
 
     def use_eager_attention(self) -> None:
         """Let TransformerLens compute attention patterns, from now on; slower, and with memory quadratic in the prompt's length.
@@ -186,6 +221,7 @@ class BridgeLlm(TransparentLlm):
             if self.info.torch_dtype == torch.float32:
                 # Whether every layer's pattern can be had from its queries and keys.
                 self.info = replace(self.info, keeps_pattern=not all(isinstance(block.pattern, RecomputedPattern) for block in blocks))
+            self.info = replace(self.info, running=self._measured_running())
 
     # --- how a block is built
 
@@ -285,7 +321,12 @@ class BridgeLlm(TransparentLlm):
                 return self._record(token_ids, progress)[:2]
 
     def _record(
-        self, token_ids: Sequence[int], progress: Progress, fused: bool = False, always_recompute: bool = False
+        self,
+        token_ids: Sequence[int],
+        progress: Progress,
+        fused: bool = False,
+        always_recompute: bool = False,
+        n_ffn_rows: int | None = None,
     ) -> tuple[Tensor, tuple[BlockActivations, ...], Tensor]:
         """Embedding, blocks and last logits of one forward pass.
 
@@ -304,7 +345,9 @@ class BridgeLlm(TransparentLlm):
                     raise NotAsFusedError
                 return self.captured_block(layer, captured[layer], block)
 
-            recorder = Recorder(self._layers, self._bridge.hook_dict, finish, progress, reads_attention=not fused, shelf=shelf)
+            recorder = Recorder(
+                self._layers, self._bridge.hook_dict, finish, progress, reads_attention=not fused, shelf=shelf, n_ffn_rows=n_ffn_rows
+            )
             try:
                 with recorder.watching():
                     logits = self._bridge.run_with_hooks(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_tt.models.ffn import DenseFfn, Ffn, in_pieces
+from llm_tt.models.memory import ffn_rows
 from llm_tt.models.patterns import RecomputedPattern
 from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm, Stream, SummedStream
 from llm_tt.progress import Progress
@@ -19,9 +20,6 @@ _KEPT_EVERY = 4
 """Every so many layers the residual stream is kept, so that no sum is long"""
 _ROWS = 256
 _SHELVED_BYTES = 2**18
-_FFN_ROWS, _FFN_NUMBERS = 256, 2**19
-"""On a CPU a dense FFN reads so many tokens at a time that its inner vectors have about so many numbers, but not fewer tokens than that; a GPU
-would be kept waiting by such small pieces"""
 
 
 class NotAsFusedError(Exception):
@@ -87,6 +85,7 @@ class Recorder:
         finish: makes a block of its layer, of what `BlockActivations` needs beside attention, and of what was read of attention.
         reads_attention: whether queries, keys, values and pattern are read from hooks.
         shelf: where large tensors go.
+        n_ffn_rows: how many tokens an FFN that `reads_in_pieces` reads at a time; None: as many as is best for its width.
     """
 
     def __init__(
@@ -97,6 +96,7 @@ class Recorder:
         progress: Progress,
         reads_attention: bool,
         shelf: Shelf,
+        n_ffn_rows: int | None = None,
     ) -> None:
         self._layers = layers
         self._names = hook_names
@@ -104,6 +104,7 @@ class Recorder:
         self._progress = progress
         self._reads_attention = reads_attention
         self._shelf = shelf
+        self._n_ffn_rows = n_ffn_rows
         self._current: dict[str, Tensor] = {}
         self._before: Tensor = torch.empty(0)
         self._before_stream: Stream = self._before
@@ -147,8 +148,8 @@ class Recorder:
         try:
             with ExitStack() as stack:
                 for ffn in (layer.ffn for layer in self._layers):
-                    if isinstance(ffn, DenseFfn) and ffn.device.type == "cpu":
-                        stack.enter_context(in_pieces(ffn.module, max(_FFN_ROWS, _FFN_NUMBERS // max(ffn.shape.n_neurons, 1))))
+                    if isinstance(ffn, DenseFfn) and reads_in_pieces(ffn):
+                        stack.enter_context(in_pieces(ffn.module, self._n_ffn_rows or ffn_rows(ffn.shape.n_neurons)))
                 yield
         finally:
             for handle in handles:
@@ -214,6 +215,11 @@ class Recorder:
         if not _is_sum(post, mid, (ffn_out,)):
             return mid_stream, post
         return mid_stream, (mid_stream if isinstance(mid_stream, SummedStream) else SummedStream(mid_stream, ())).plus(ffn_out)
+
+
+def reads_in_pieces(ffn: Ffn) -> bool:
+    """Whether a prompt goes through an FFN some tokens at a time."""
+    return isinstance(ffn, DenseFfn) and ffn.module is not None and ffn.device.type == "cpu"
 
 
 def _is_sum(whole: Tensor, start: Tensor, *added: tuple[Tensor, ...]) -> bool:
