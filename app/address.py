@@ -11,7 +11,7 @@ import streamlit as st
 from app import link
 from app.link import Selected, View
 from app.markup import escaped
-from app.panels import continuation, graph, question, sidebar
+from app.panels import continuation, graph, pruning, question, sidebar
 from app.panels.sidebar import Choices
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
@@ -52,7 +52,7 @@ def open_link(service: Service) -> None:
 
 def apply(service: Service, view: View, problems: tuple[str, ...] = ()) -> None:
     """Make the page show a view, as far as this server can; what it cannot is said by `show_notes`. In a callback, or before all else."""
-    notes = [*problems, *sidebar.restore(service, view)]
+    notes = [*problems, *sidebar.restore(service, view), *pruning.restore(view)]
     if view.continuation and isinstance(view.prompt, str | tuple):
         continuation.restore(view.prompt, view.continuation)
     question.choose(view.token, view.contrast)
@@ -62,6 +62,19 @@ def apply(service: Service, view: View, problems: tuple[str, ...] = ()) -> None:
         # The same prompt may be there already, and then it is no new one.
         st.session_state.pop("trace", None)
     st.session_state.link_notes = tuple(notes)
+
+
+def keep(shown: View) -> None:
+    """Remember what the page shows, for when the user comes back to it: Streamlit forgets what is not drawn."""
+    st.session_state.view_kept = shown
+
+
+def come_back(service: Service) -> None:
+    """Show again what was kept last, before anything is drawn."""
+    kept: View | None = st.session_state.get("view_kept")
+    if kept is not None:
+        graph.forget_position()
+        apply(service, kept)
 
 
 def take_position(trace: TraceKey) -> None:
@@ -126,6 +139,7 @@ def _forget_notes() -> None:
 def view(choices: Choices) -> View:
     """What is shown now."""
     token, contrast = question.chosen(question.TOKEN), question.chosen(question.CONTRAST)
+    extent = pruning.chosen()
     return View(
         model=None if choices.model is None else choices.model.name,
         device="auto" if choices.model is None else choices.model.device,
@@ -133,9 +147,9 @@ def view(choices: Choices) -> View:
         prompt=choices.prompt if choices.has_prompt else None,
         continuation=choices.continuation,
         target=st.session_state.get("target"),
-        threshold=choices.threshold,
-        mass=choices.mass,
-        renormalize=choices.renormalize,
+        threshold=extent.threshold,
+        mass=extent.mass,
+        renormalize=extent.renormalize,
         selected=Selected.of(st.session_state.get("selection")),
         token=token,
         contrast=contrast,

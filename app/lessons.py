@@ -140,7 +140,7 @@ def read(lesson: Lesson, explanation: Explanation, effects: DirectEffects, roles
         return Reading(None, (f"{said}, and not {expected}: this model does not do what the lesson is about.",), False)
     seen = _edge(lesson, explanation, effects, roles) if lesson.look == "edge" else _block(effects)
     if seen is None:
-        return Reading(None, (f"{said}. No attention edge into it is drawn: lower the threshold in the sidebar.",), False)
+        return Reading(None, (f"{said}. No attention edge into it is drawn: lower the threshold above the graph.",), False)
     selection, what, holds = seen
     told = lesson.teaches if holds else "In this model that is not what one would expect: it comes to its answer in another way."
     sentences = (f"{said}; in question is `{of}`, **{signed(effects.logit)}** logits.", what, told, _flow(lesson, explanation))
@@ -207,7 +207,7 @@ def overview(explanation: Explanation) -> tuple[str, ...]:
     ends = (
         f"Most of the flow, **{sources[most]:.0%}**, ends in {_code(graph.token_texts[most])} (token {most})."
         if sources[most] > 0
-        else "No flow reaches a token: lower the threshold in the sidebar."
+        else "No flow reaches a token: lower the threshold above the graph."
     )
     return (
         f"The graph leads from the prediction {answer}, after {_code(graph.token_texts[graph.target])}, down to the tokens it was made from: "

@@ -12,7 +12,7 @@ if str(ROOT) not in sys.path:
     # Streamlit puts the script's folder on the path; the packages `app` and `llm_tt` lie one above.
     sys.path.insert(0, str(ROOT))
 
-from app import session  # noqa: E402
+from app import navigation, session  # noqa: E402
 from app.views import explore  # noqa: E402
 from llm_tt.errors import LlmTtError  # noqa: E402
 
@@ -37,6 +37,16 @@ _STYLE = """<style>
 /* As high as the column beside it, or there is no way for it to stick. */
 .st-key-page > [data-testid="stLayoutWrapper"] > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:last-child
   > [data-testid="stVerticalBlock"] > [data-testid="stLayoutWrapper"] { flex: 1 0 auto; align-items: flex-start; }
+.st-key-pruning { gap: 0.5rem 1.25rem; }
+.st-key-pruning .st-key-threshold { min-width: 7rem; flex: 1 1 7rem; }
+.st-key-pruning [data-testid="stSlider"], .st-key-pruning .st-key-mass [data-testid="stButtonGroup"] {
+  display: flex; flex-direction: row-reverse; align-items: center; gap: 0.75rem;
+}
+.st-key-pruning [data-testid="stSlider"] > label, .st-key-pruning .st-key-mass label { flex: none; width: auto; margin: 0; }
+/* Said by the control beside it; still read aloud. */
+.st-key-pruning :is(.st-key-threshold, .st-key-mass) label [data-testid="stMarkdownContainer"] {
+  position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap;
+}
 .st-key-side [data-testid="stVerticalBlock"] { gap: 0.6rem; }
 .st-key-predictions_head { flex-wrap: nowrap; }
 .st-key-predictions_head [data-testid="stMarkdown"] { min-width: 0; }
@@ -56,6 +66,8 @@ _STYLE = """<style>
 }
 @media (max-width: 1200px) {
   [data-testid="stSidebar"] .st-key-files button { padding-inline: 0.4rem; }
+  .st-key-pruning { gap: 0.4rem 0.6rem; }
+  .st-key-pruning button { padding-inline: 0.5rem; }
   .st-key-model_tools button span:has(> [data-testid="stIconMaterial"]) { display: none; }
 }
 @media (min-width: 640px) and (max-width: 1200px) {
@@ -70,6 +82,8 @@ _STYLE = """<style>
 }
 </style>"""
 
+_PAGES = (navigation.Page("Explore", explore.show),)
+
 
 def main() -> None:
     st.html(_STYLE)
@@ -80,8 +94,7 @@ def main() -> None:
         st.error(str(error), icon=":material/error:")
         st.caption("Correct the file and reload this page. The configuration is described in docs/configuration.md.")
         return
-    # Named here: Streamlit makes a page of every file in a folder called `pages`, which is why ours is `views`.
-    st.navigation([st.Page(lambda: explore.show(service), title="Explore", url_path="explore", default=True)], position="hidden").run()
+    navigation.run(service, _PAGES)
 
 
 main()

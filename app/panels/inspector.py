@@ -64,7 +64,7 @@ def _how_to_read(explanation: Explanation) -> None:
         "that token's prediction instead."
     )
     if graph.n_edges == 0 and graph.mass is None:
-        st.info("No edge passes this threshold. Lower it in the sidebar.", icon=":material/info:")
+        st.info("No edge passes this threshold. Lower it above the graph.", icon=":material/info:")
 
 
 def _node(service: Service, explanation: Explanation, node: Node, effects: DirectEffects | None) -> None:

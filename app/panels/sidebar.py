@@ -1,4 +1,4 @@
-"""The sidebar: which model, which prompt, how much of the graph. Returns choices; asks the engine nothing but what devices there are."""
+"""The sidebar: which model, which prompt. Returns choices; asks the engine nothing but what devices there are."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ from app.session import Service
 from llm_tt.config import parse_prompts
 from llm_tt.engine.messages import ModelFacts, ModelKey
 from llm_tt.errors import ConfigError
-from llm_tt.flow.graph import DEFAULT_THRESHOLD
 from llm_tt.models.info import FfnShape, ModelInfo, TokenizerInfo
 from llm_tt.models.places import cleaned
 from llm_tt.text import ChatMessage, visible
 
 _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
-_BY_THRESHOLD, _BY_MASS = "Threshold", "Share of flow"
-_MASSES = [0.8, 0.9, 0.95]
-_LOWEST, _HIGHEST = 0.01, 0.1
 _DEMO_NOTE = (
     "**Demo.** Prepared models and prompts only, since anybody may use this server. Off: writing prompts, opening prompt files, adding and "
     "unloading models. All of it is on when you run llm-tt yourself."
@@ -37,10 +33,6 @@ class Choices:
 
     model: ModelKey | None
     prompt: str | tuple[ChatMessage, ...]
-    threshold: float
-    renormalize: bool
-    mass: float | None = None
-    """the share of the flow that the graph is to carry; None: the threshold decides"""
     continuation: tuple[int, ...] = ()
     """ids of what the model has put out after the prompt"""
 
@@ -66,62 +58,11 @@ def show(service: Service) -> Choices:
             model = _model(service)
             prompt = _prompt(service, model)
             continuation = continuing.show(service, model, prompt, _has_text(prompt))
-            threshold, mass = _kept()
-            # Not as the widgets' own defaults, here and below: a link may have set them before.
-            st.session_state.setdefault("renormalize", True)
-            renormalize = st.toggle(
-                "Renormalise",
-                key="renormalize",
-                help="Divide the contributions that were kept at a node by their sum, so that they add up to 1. The same edges are drawn "
-                "either way.",
-            )
-        return Choices(model, prompt, threshold, renormalize, mass, continuation)
-
-
-def _kept() -> tuple[float, float | None]:
-    """How much of the graph: the threshold, or the share of the flow that takes its place."""
-    st.session_state.setdefault("keep", _BY_THRESHOLD)
-    by_mass = (
-        st.segmented_control(
-            "Keep",
-            [_BY_THRESHOLD, _BY_MASS],
-            required=True,
-            key="keep",
-            width="stretch",
-            help="Edges that contribute more than a threshold to their node; or the smallest graph that carries a share of the whole flow, "
-            "from the prediction down to the tokens.",
-        )
-        == _BY_MASS
-    )
-    if by_mass:
-        st.session_state.setdefault("mass", _MASSES[0])
-        mass = st.segmented_control(
-            "Share of the flow",
-            _MASSES,
-            required=True,
-            key="mass",
-            format_func=lambda mass: f"{mass:.0%}".replace("%", " %"),
-            width="stretch",
-            help="The graph is made of the edges with the largest flow, as few as carry this share to the tokens. More shows more edges.",
-        )
-        return st.session_state.get("threshold_kept", DEFAULT_THRESHOLD), mass
-    # Kept under another name: a slider that is not drawn for a while loses its value.
-    st.session_state.setdefault("threshold", st.session_state.get("threshold_kept", DEFAULT_THRESHOLD))
-    threshold = st.slider(
-        "Threshold",
-        min_value=_LOWEST,
-        max_value=_HIGHEST,
-        step=0.005,
-        format="%.3f",
-        key="threshold",
-        help="An edge is drawn when it contributes more than this share to the node it leads to. Lower shows more edges.",
-    )
-    st.session_state.threshold_kept = threshold
-    return threshold, None
+        return Choices(model, prompt, continuation)
 
 
 def restore(service: Service, view: View) -> list[str]:
-    """Set every choice to a view's, before the sidebar is drawn or in a callback; sentences on what this server does not allow."""
+    """Set model and prompt to a view's, before the sidebar is drawn or in a callback; sentences on what this server does not allow."""
     problems: list[str] = []
     names = service.engine.model_names()
     if view.model in names:
@@ -137,17 +78,6 @@ def restore(service: Service, view: View) -> list[str]:
         if value not in possible:
             problems.append(f'{key} "{value}" is not one of {", ".join(possible)}; auto is used.')
     problems += _restore_prompt(service, view.prompt)
-    st.session_state.keep = _BY_THRESHOLD if view.mass is None else _BY_MASS
-    if view.mass is not None:
-        st.session_state.mass = min(_MASSES, key=lambda mass: abs(mass - view.mass))  # type: ignore[operator]
-        if st.session_state.mass != view.mass:
-            shares = ", ".join(map(str, _MASSES))
-            problems.append(f"The share of flow {view.mass:g} is not one of {shares}; {st.session_state.mass} is used.")
-    threshold = min(max(view.threshold, _LOWEST), _HIGHEST)
-    if threshold != view.threshold:
-        problems.append(f"The threshold {view.threshold:g} is outside {_LOWEST} to {_HIGHEST}; {threshold} is used.")
-    st.session_state.threshold = st.session_state.threshold_kept = threshold
-    st.session_state.renormalize = view.renormalize
     return problems
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from typing import Any
 
 import streamlit as st
 
@@ -20,6 +22,7 @@ from app.panels import (
     layers,
     memory,
     predictions,
+    pruning,
     saliency,
     saved_graph,
     sidebar,
@@ -33,6 +36,10 @@ from app.timing import part
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
 _POLL_SECONDS = 0.4
+_SEEN_SECONDS = 0.02
+"""Streamlit sends what was drawn every 10 ms, and forgets what it has not sent when the whole page is run again"""
+
+ExplainConversation = Conversation[ExplainPrediction, Explanation]
 
 
 def show(service: Service) -> None:
@@ -40,6 +47,7 @@ def show(service: Service) -> None:
     timing.begin(service.config.debug)
     with part("sidebar"):
         choices = sidebar.show(service)
+    address.keep(address.view(choices))
     if session.dialog() == "adding":
         adding.show(service)
     elif session.dialog() == "memory":
@@ -66,10 +74,9 @@ def show(service: Service) -> None:
     if last is None or replace(last, continuation=trace.continuation) != trace:
         graph.forget_position()
         address.take_position(trace)
-    question = ExplainPrediction(trace, st.session_state.get("target", -1), choices.threshold, choices.renormalize, mass=choices.mass)
     conversation = session.conversation()
     was_chat = session.has_chat_template(service, choices.model)
-    conversation.ask(service.engine, question)
+    conversation.ask(service.engine, _question(trace))
     if session.has_chat_template(service, choices.model) != was_chat:
         # The model came while the page was drawn: the sidebar can offer a chat now.
         st.rerun()
@@ -83,17 +90,14 @@ def show(service: Service) -> None:
         # While the new question is worked on, the old graph stays; an error must not stand over the graph of something else.
         return
     tour.prepare(service, explanation)
+    st.session_state.drawn = _state(conversation)
     with st.container(key="page"):
         left, right = st.columns([2, 1], gap="medium")
     with right:
         side = st.container(key="side")
     with left:
-        with part("source strip"):
-            sources.show(service, explanation)
-        with part("direct effects"):
-            effects = asking.effects(service, explanation)
-        with part("graph"):
-            graph.show(explanation, effects)
+        _routes(service, trace)
+        effects = asking.effects(service, explanation)
         with part("share and save"):
             files.show(explanation, address.view(choices), effects)
         honesty.button()
@@ -129,13 +133,45 @@ def show(service: Service) -> None:
     debugging.show(service, explanation)
 
 
+def _question(trace: TraceKey) -> ExplainPrediction:
+    extent = pruning.chosen()
+    return ExplainPrediction(trace, st.session_state.get("target", -1), extent.threshold, extent.renormalize, mass=extent.mass)
+
+
+def _state(conversation: ExplainConversation) -> tuple[Any, ...]:
+    """What the page is drawn for: while it stays the same there is nothing to draw."""
+    return conversation.question, conversation.phase, st.session_state.get("selection"), heads_map.highlight()
+
+
+@st.fragment
+def _routes(service: Service, trace: TraceKey) -> None:
+    """The graph and what decides how much of it there is. A fragment: a move of the threshold is seen here before the rest of the page follows."""
+    pruning.show()
+    conversation = session.conversation()
+    conversation.ask(service.engine, _question(trace))
+    explanation, state = conversation.answer, _state(conversation)
+    follows = state != st.session_state.drawn
+    if explanation is None or (follows and conversation.phase != "answered"):
+        st.rerun()
+    strip = st.container()
+    with part("direct effects"):
+        effects = asking.effects(service, explanation)
+    with part("graph"):
+        graph.show(explanation, effects)
+    with strip, part("source strip"):
+        sources.show(service, explanation)
+    if follows:
+        time.sleep(_SEEN_SECONDS)
+        st.rerun()
+
+
 @st.fragment
 def _inspector(service: Service, explanation: Explanation) -> None:
     """A fragment: a row, a tab or a toggle of the inspector runs nothing else of the page."""
     inspector.show(service, explanation, st.session_state.get("selection"))
 
 
-def _progress(service: Service, conversation: Conversation[ExplainPrediction, Explanation]) -> None:
+def _progress(service: Service, conversation: ExplainConversation) -> None:
     """Where the current question is, if it has no answer yet."""
     if conversation.phase == "working":
         _watch(service, conversation)
@@ -148,7 +184,7 @@ def _progress(service: Service, conversation: Conversation[ExplainPrediction, Ex
 
 
 @st.fragment(run_every=_POLL_SECONDS)
-def _watch(service: Service, conversation: Conversation[ExplainPrediction, Explanation]) -> None:
+def _watch(service: Service, conversation: ExplainConversation) -> None:
     conversation.look(service.engine)
     if conversation.phase != "working" or conversation.job is None:
         st.rerun()

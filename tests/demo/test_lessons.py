@@ -134,7 +134,7 @@ def test_another_way_to_the_answer_is_said(lesson: Lesson, engine: LocalEngine) 
 def test_without_an_edge_the_threshold_is_to_be_lowered(engine: LocalEngine) -> None:
     reading = read(LESSONS[0], *asked(engine, LESSONS[0], threshold=0.9))
     assert (reading.holds, reading.selection) == (False, None)
-    assert reading.sentences[0].endswith("No attention edge into it is drawn: lower the threshold in the sidebar.")
+    assert reading.sentences[0].endswith("No attention edge into it is drawn: lower the threshold above the graph.")
 
 
 def test_the_overview_is_of_the_prompt_that_is_shown(engine: LocalEngine, llm: llm_tt.TransparentLlm) -> None:
