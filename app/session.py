@@ -18,6 +18,7 @@ from llm_tt.engine.messages import (
     AddModel,
     CheckTrace,
     Continue,
+    EstimateTrace,
     ExplainPrediction,
     Explanation,
     HeadReport,
@@ -36,6 +37,7 @@ from llm_tt.errors import ConfigError, LlmTtError
 from llm_tt.flow.head_roles import HeadRoles
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.models.continuation import Continuation
+from llm_tt.models.estimates import TraceEstimate
 
 _PATIENCE = 0.5
 """Seconds that a run of the script waits for an answer before it shows progress instead"""
@@ -99,6 +101,7 @@ _Q = TypeVar(
     ReadHeads,
     CheckTrace,
     SaliencyOf,
+    EstimateTrace,
 )
 _A = TypeVar("_A")
 
@@ -209,6 +212,10 @@ def head_roles() -> Conversation[ReadHeads, HeadRoles]:
 
 def trace_check() -> Conversation[CheckTrace, TraceCheck]:
     return _state("trace_check_asked", lambda: Conversation[CheckTrace, TraceCheck]())
+
+
+def trace_estimate() -> Conversation[EstimateTrace, TraceEstimate]:
+    return _state("trace_estimate", lambda: Conversation[EstimateTrace, TraceEstimate]())
 
 
 def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:

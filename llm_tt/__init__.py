@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from llm_tt.lens.layer_tables import LensGrid, Trajectories
     from llm_tt.models import load_model
     from llm_tt.models.continuation import Continuation, GeneratedToken, Sampling
+    from llm_tt.models.estimates import TraceEstimate
     from llm_tt.models.generation import generate
     from llm_tt.models.identities import reconstruction_errors
+    from llm_tt.models.pace import estimate_trace
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
     from llm_tt.text import ChatMessage, Prompt
 
@@ -69,6 +71,7 @@ _HOME = {
     "Scoring": "llm_tt.analysis.scoring",
     "Template": "llm_tt.analysis.rows",
     "Trace": "llm_tt.models.transparent_llm",
+    "TraceEstimate": "llm_tt.models.estimates",
     "Trajectories": "llm_tt.lens.layer_tables",
     "TransparentLlm": "llm_tt.models.transparent_llm",
     "TuningReport": "llm_tt.analysis.tuning_report",
@@ -78,6 +81,7 @@ _HOME = {
     "compare_evaluations": "llm_tt.analysis.evaluation",
     "contribution_map": "llm_tt.flow.heads",
     "direct_effects": "llm_tt.lens.effects",
+    "estimate_trace": "llm_tt.models.pace",
     "evaluate": "llm_tt.analysis.evaluation",
     "explain_errors": "llm_tt.analysis.errors",
     "extract_routes": "llm_tt.flow.routes",
@@ -130,6 +134,7 @@ __all__ = [
     "Scoring",
     "Template",
     "Trace",
+    "TraceEstimate",
     "Trajectories",
     "TransparentLlm",
     "TuningReport",
@@ -139,6 +144,7 @@ __all__ = [
     "compare_evaluations",
     "contribution_map",
     "direct_effects",
+    "estimate_trace",
     "evaluate",
     "explain_errors",
     "extract_routes",

@@ -22,9 +22,8 @@ N_LAYERS, WIDTH, N_VOCAB = 8, 512, 1000
 
 
 def main(name: str, n_tokens: int, dtype: str) -> None:
-    torch.manual_seed(0)
     torch.set_num_threads(1)
-    llm = BridgeLlm(name, _model(name).to(getattr(torch, dtype)), tokenizer(N_VOCAB), tokenizer(N_VOCAB))
+    llm = bridge(name, dtype)
     ids = [(7 + 13 * index) % llm.info.d_vocab for index in range(n_tokens)]
     gc.collect()
     # Linux only: 5 sets the peak resident size back to the current one (proc(5)).
@@ -32,6 +31,12 @@ def main(name: str, n_tokens: int, dtype: str) -> None:
     before = _kilobytes("VmRSS")
     llm.trace(ids)
     print(json.dumps({"measured": 1024 * (_kilobytes("VmHWM") - before), "estimate": memory.trace_bytes(llm.info, n_tokens)}))
+
+
+def bridge(name: str, dtype: str) -> BridgeLlm:
+    """A random model of some size."""
+    torch.manual_seed(0)
+    return BridgeLlm(name, _model(name).to(getattr(torch, dtype)), tokenizer(N_VOCAB), tokenizer(N_VOCAB))
 
 
 def _model(name: str) -> Any:

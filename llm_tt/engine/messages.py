@@ -21,6 +21,7 @@ from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Token
 from llm_tt.lens.layer_tables import LensGrid, Points, Trajectories
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.continuation import Continuation
+from llm_tt.models.estimates import TraceEstimate
 from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place
 from llm_tt.text import ChatMessage, Prompt
@@ -258,6 +259,13 @@ class AddModel:
 
 
 @dataclass(frozen=True)
+class EstimateTrace:
+    """What tracing a prompt will cost in memory and time, before it is traced."""
+
+    trace: TraceKey
+
+
+@dataclass(frozen=True)
 class ListLoaded:
     """Which models are in memory, and how much of it there is."""
 
@@ -275,6 +283,7 @@ Question = (
     | LookAt
     | AddModel
     | ListLoaded
+    | EstimateTrace
     | InspectHeads
     | InspectHead
     | InspectNeurons
@@ -513,4 +522,5 @@ Answer = (
     | LensGrid
     | Trajectories
     | Saliency
+    | TraceEstimate
 )

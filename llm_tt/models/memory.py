@@ -87,13 +87,18 @@ def available_bytes(device: str) -> int:
     return psutil.virtual_memory().available
 
 
+def budget_bytes(device: str) -> int:
+    """What a run may take of a device's free memory."""
+    return int(_RESERVE * available_bytes(device))
+
+
 def require_memory(info: ModelInfo, n_tokens: int, available: int | None = None) -> None:
     """Refuse a trace that would not fit.
 
     Raises:
         OutOfMemoryError: with the need, what there is, and the longest prompt that fits.
     """
-    budget = int(_RESERVE * (available_bytes(info.device) if available is None else available))
+    budget = budget_bytes(info.device) if available is None else int(_RESERVE * available)
     need = trace_bytes(info, n_tokens)
     if need > budget:
         longest = longest_prompt(info, budget)
