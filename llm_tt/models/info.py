@@ -123,6 +123,8 @@ class ModelInfo:
     stream_width: float | None = None
     """numbers that a trace keeps of one token's residual stream in a layer, on average: what attention and FFN add, and streams that are no sum of
     what is kept; None: both of these and both streams"""
+    recomputed_queries: float = 0.0
+    """numbers of one token's queries in a layer, on average, where a trace of a long prompt keeps none of them; 0 where it does"""
     running: Running | None = None
     """None: as a plain block has it"""
     not_shown: tuple[str, ...] = ()

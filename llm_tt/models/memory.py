@@ -11,6 +11,8 @@ from llm_tt.errors import OutOfMemoryError
 from llm_tt.models.info import ModelInfo, Running
 from llm_tt.models.sizes import show_bytes
 
+LONG = 1536
+"""Tokens from which on a trace keeps no queries that can be had again: there memory counts, and few of the rows are asked for"""
 _RESERVE = 0.9
 """The share of free memory a run may take; the rest is for everyone else on the machine"""
 _HELD_BACK = 64 * 2**20
@@ -39,6 +41,8 @@ def _kept_numbers(info: ModelInfo, n_tokens: int) -> float:
     queries_and_keys = (info.n_heads + info.n_kv_heads) * info.d_head
     if info.attention == "fused":
         attention = values + queries_and_keys if info.attention_width is None else info.attention_width
+        if n_tokens >= LONG:
+            attention -= info.recomputed_queries
         return info.n_layers * n_tokens * (streams + attention)
     # As the backend does: in half precision the pattern itself is kept.
     pattern = info.n_heads * n_tokens * n_tokens
@@ -70,7 +74,8 @@ def ffn_rows(n_neurons: int) -> int:
 
 def longest_prompt(info: ModelInfo, budget: int) -> int:
     """The most tokens, up to the model's context, whose trace fits into `budget` bytes."""
-    low, high = 0, info.n_ctx
+    # Between is a step down.
+    low, high = (LONG, info.n_ctx) if info.n_ctx >= LONG and trace_bytes(info, LONG) <= budget else (0, min(info.n_ctx, LONG - 1))
     while low < high:
         middle = (low + high + 1) // 2
         if trace_bytes(info, middle) <= budget:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llm_tt.models.ffn import DenseFfn, Ffn, in_pieces
 from llm_tt.models.memory import ffn_rows
-from llm_tt.models.patterns import RecomputedPattern
+from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern
 from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm, Stream, SummedStream
 from llm_tt.progress import Progress
 
@@ -72,8 +72,8 @@ class Shelf:
         """A block with values, queries and keys on the shelf, as `attention` puts them there."""
         pattern = block.pattern
         if isinstance(pattern, RecomputedPattern):
-            queries, keys = self.put("queries", layer, pattern.queries), self.put("keys", layer, pattern.keys)
-            pattern = replace(pattern, queries=queries, keys=keys)
+            queries = pattern.queries if isinstance(pattern.queries, QueriesOnDemand) else self.put("queries", layer, pattern.queries)
+            pattern = replace(pattern, queries=queries, keys=self.put("keys", layer, pattern.keys))
         return replace(block, values=self.put("values", layer, block.values), pattern=pattern)
 
 
@@ -82,7 +82,8 @@ class Recorder:
 
     Args:
         hook_names: the hooks that the bridge has.
-        finish: makes a block of its layer, of what `BlockActivations` needs beside attention, and of what was read of attention.
+        finish: makes a block of its layer, of the stream that enters it, of what `BlockActivations` needs beside attention, and of what was
+            read of attention.
         reads_attention: whether queries, keys, values and pattern are read from hooks.
         shelf: where large tensors go.
         n_ffn_rows: how many tokens an FFN that `reads_in_pieces` reads at a time; None: as many as is best for its width.
@@ -92,7 +93,7 @@ class Recorder:
         self,
         layers: Sequence[Layer],
         hook_names: Container[str],
-        finish: Callable[[int, dict[str, Any], dict[str, Tensor]], BlockActivations],
+        finish: Callable[[int, Stream, dict[str, Any], dict[str, Tensor]], BlockActivations],
         progress: Progress,
         reads_attention: bool,
         shelf: Shelf,
@@ -194,7 +195,7 @@ class Recorder:
                 "ffn_norm": _frozen(layer.ffn_norm, now.pop("ffn_normed", None), ffn_out),
                 "parallel": layer.parallel,
             }
-            self.blocks.append(self._shelf.put_block(index, self._make(index, block, now)))
+            self.blocks.append(self._shelf.put_block(index, self._make(index, self._before_stream, block, now)))
             self._before, self._before_stream = tensor[0], post
             self._progress(f"Tracing layer {index + 1} of {len(self._layers)}", (index + 1) / len(self._layers))
 
