@@ -183,7 +183,7 @@ class BridgeLlm(TransparentLlm):
         streams = [embedding, *(block.post_stream for block in blocks[:-1])]
         try:
             for layer, (before, block) in enumerate(zip(streams, blocks, strict=True)):
-                queries = self._queries(layer, before, CalledWith.of(calls[layer], n_tokens))
+                queries = self._queries(layer, before, CalledWith(calls[layer], n_tokens))
                 assert isinstance(block.pattern, RecomputedPattern)
                 assert isinstance(block.pattern.queries, Tensor)
                 if not identities.relative_error(queries.of(rows), block.pattern.queries[:, rows]) <= _QUERY_TOLERANCE:
@@ -397,7 +397,7 @@ class BridgeLlm(TransparentLlm):
                     raise NotAsFusedError
                 if keeps_queries:
                     return self.captured_block(layer, captured[layer], block)
-                queries = self._queries(layer, before, CalledWith.of(calls[layer], len(token_ids)))
+                queries = self._queries(layer, before, CalledWith(calls[layer], len(token_ids)))
                 return self.captured_block(layer, captured[layer].without_queries(queries), block)
 
             recorder = Recorder(

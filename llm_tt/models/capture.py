@@ -58,6 +58,7 @@ class Captures:
 
 
 _captures: ContextVar[Captures | None] = ContextVar("captures", default=None)
+_OF_ONE_RUN = {"hidden_states", "attention_mask", "past_key_values", "past_key_value", "layer_past"}
 _wants_only_queries: ContextVar[bool] = ContextVar("wants_only_queries", default=False)
 
 
@@ -75,11 +76,6 @@ class CalledWith:
 
     options: dict[str, Any]
     n_tokens: int
-
-    @classmethod
-    def of(cls, kwargs: dict[str, Any], n_tokens: int) -> CalledWith:
-        left_out = ("hidden_states", "attention_mask", "past_key_values", "past_key_value", "layer_past")
-        return cls({name: value for name, value in kwargs.items() if name not in left_out}, n_tokens)
 
     def at(self, positions: Sequence[int]) -> dict[str, Any]:
         chosen = list(positions)
@@ -101,7 +97,8 @@ def calls_of(modules: Sequence[torch.nn.Module], calls: dict[int, dict[str, Any]
     def watch(number: int) -> Callable[..., None]:
         def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             if not _wants_only_queries.get():
-                calls[number] = kwargs
+                # Not what it reads: that would be kept until the run ends.
+                calls[number] = {name: value for name, value in kwargs.items() if name not in _OF_ONE_RUN}
 
         return see
 
@@ -207,7 +204,7 @@ def _attention(
         if attention_mask is not None and (attention_mask.dtype != torch.bool or attention_mask.shape[1] != 1):
             raise ValueError("a mask that adds to the scores cannot be captured")
         layer, keep = module.layer_idx, captures.keep
-        queries = keep("queries", layer, query[0]) if captures.wants_queries else query[0, :, :0]
+        queries = keep("queries", layer, query[0]) if captures.wants_queries else query.new_empty(query.shape[1], 0, query.shape[-1])
         keys, values = keep("keys", layer, key[0]), keep("values", layer, value[0])
         pattern = RecomputedPattern(queries, keys, scale, captures.visible(attention_mask), cap, sinks)
         captures.layers[layer] = Captured(pattern, values)
