@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_tt.models.ffn import DenseFfn, Ffn, in_pieces
+from llm_tt.models.ffn import DenseFfn, Ffn, in_pieces, unwrapped
 from llm_tt.models.memory import ffn_rows
 from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern
 from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm, Stream, SummedStream
@@ -151,6 +151,10 @@ class Recorder:
                 for ffn in (layer.ffn for layer in self._layers):
                     if isinstance(ffn, DenseFfn) and reads_in_pieces(ffn):
                         stack.enter_context(in_pieces(ffn.module, self._n_ffn_rows or ffn_rows(ffn.shape.n_neurons)))
+                for block in (layer.block for layer in self._layers):
+                    for name in ("ln1", "ln2"):
+                        if name in block.submodules:
+                            stack.enter_context(_unobserved(getattr(block, name)))
                 yield
         finally:
             for handle in handles:
@@ -216,6 +220,25 @@ class Recorder:
         if not _is_sum(post, mid, (ffn_out,)):
             return mid_stream, post
         return mid_stream, (mid_stream if isinstance(mid_stream, SummedStream) else SummedStream(mid_stream, ())).plus(ffn_out)
+
+
+@contextmanager
+def _unobserved(norm: Any) -> Iterator[None]:
+    """Let one of TransformerLens' norms be the one it wraps: it computes scales for hooks that nobody listens to, several passes over the stream."""
+    original = unwrapped(norm)
+    if original is norm:
+        yield
+        return
+    before = vars(norm).get("forward")
+    hook_in: Any = norm.hook_in
+    # What goes in is the stream after attention.
+    vars(norm)["forward"] = lambda x: original(hook_in(x))
+    try:
+        yield
+    finally:
+        del vars(norm)["forward"]
+        if before is not None:
+            vars(norm)["forward"] = before
 
 
 def reads_in_pieces(ffn: Ffn) -> bool:
