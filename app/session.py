@@ -22,6 +22,7 @@ from llm_tt.engine.messages import (
     CompareTraces,
     Continue,
     DataPreview,
+    EstimateTrace,
     Evaluate,
     Evaluation,
     ExplainErrors,
@@ -46,6 +47,7 @@ from llm_tt.errors import ConfigError, LlmTtError
 from llm_tt.flow.head_roles import HeadRoles
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.models.continuation import Continuation
+from llm_tt.models.estimates import TraceEstimate
 
 _PATIENCE = 0.5
 """Seconds that a run of the script waits for an answer before it shows progress instead"""
@@ -114,6 +116,7 @@ _Q = TypeVar(
     Evaluate,
     ExplainErrors,
     CompareTraces,
+    EstimateTrace,
 )
 _A = TypeVar("_A")
 
@@ -224,6 +227,10 @@ def head_roles() -> Conversation[ReadHeads, HeadRoles]:
 
 def trace_check() -> Conversation[CheckTrace, TraceCheck]:
     return _state("trace_check_asked", lambda: Conversation[CheckTrace, TraceCheck]())
+
+
+def trace_estimate() -> Conversation[EstimateTrace, TraceEstimate]:
+    return _state("trace_estimate", lambda: Conversation[EstimateTrace, TraceEstimate]())
 
 
 def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:
