@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import streamlit as st
 
@@ -306,6 +306,14 @@ def has_chat_template(service: Service, model: ModelKey) -> bool:
 def expect_chat_template() -> None:
     """Take the next model for one with a chat template until it is loaded: a conversation came with a link."""
     st.session_state.chat_expected = True
+
+
+def hold(key: str, default: Any) -> None:
+    """Let a widget keep its value through runs in which it is not drawn, as while another page is shown: Streamlit forgets it.
+
+    Call it in every run before the widget may be drawn, and give the widget no value of its own."""
+    held: dict[str, Any] = _state("held", dict)
+    st.session_state[key] = held[key] = st.session_state[key] if key in st.session_state else held.get(key, default)
 
 
 def _state(name: str, make: Callable[[], _A]) -> _A:

@@ -28,13 +28,13 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 def show(service: Service, evaluation: Evaluation, place: int, cell: Cell | None) -> tuple[str, CellExplanation] | None:
-    """Offer to explain the errors of a cell, or show why they are there; what is shown, with the name of its model."""
+    """Offer to explain the errors of a cell, or show why they are there; what is shown, with the name of its side."""
     report = evaluation.reports[place]
     why_not = impossible(report, cell)
     if why_not or cell is None or cell.predicted is None:
         st.caption(why_not)
         return None
-    question = ExplainErrors(evaluation.question, evaluation.question.models[place], cell.truth, cell.predicted)
+    question = ExplainErrors(evaluation.question, place, cell.truth, cell.predicted)
     if st.session_state.get(_ASKED) != question:
         n_wrong, n_right = (min(len(report.cell(cell.truth, said)), question.most) for said in (cell.predicted, cell.truth))
         st.button(
@@ -51,13 +51,15 @@ def show(service: Service, evaluation: Evaluation, place: int, cell: Cell | None
     if found is None:
         return None
     draw(found, report)
-    return report.model, found
+    return evaluation.names[place], found
 
 
 def impossible(report: EvaluationReport, cell: Cell | None) -> str:
     """Why the errors of a cell cannot be explained; empty where they can."""
     if report.scoring.kind != "labels":
         return "Errors are explained of an evaluation by label words. Choose that under Scored by, and run again."
+    if report.scoring.reasoning is not None:
+        return "Errors are explained of answers that follow the prompt itself, not the model's reasoning. Ask zero-shot or few-shot."
     if cell is None or cell.is_right or cell.predicted is None:
         return "Click a cell of errors in the confusion matrix: its rows are compared with those of the same label that are right."
     if not report.cell(cell.truth, cell.predicted):

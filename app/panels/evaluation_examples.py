@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,13 +10,14 @@ import pandas as pd
 import streamlit as st
 
 from app import kept, navigation
-from app.link import View
-from app.markup import escaped, probability
+from app.link import Prompt, View
+from app.markup import cut, escaped, probability
 from app.session import Service
 from llm_tt.analysis.evaluation_report import EvaluationReport
 from llm_tt.analysis.metrics import NO_LABEL
+from llm_tt.analysis.rows import Row
 from llm_tt.analysis.scoring import Result
-from llm_tt.engine.messages import Evaluation, ModelKey, PreviewPrompt, ReadRow, TraceKey
+from llm_tt.engine.messages import DataSource, Evaluation, PreviewPrompt, ReadRow, Side, TraceKey
 from llm_tt.errors import LlmTtError
 from llm_tt.text import visible
 
@@ -24,7 +26,13 @@ _MOST_BUTTONS = 8
 _SHOWN = 500
 """Rows of a cell that are listed"""
 _CELL = "evaluate_cell"
-_MODEL = "evaluate_shown_model"
+_SIDE = "evaluate_shown_side"
+_MOST_TABS = 3
+_OF_WHICH = "Of what the confusion matrix, the rows and everything below are."
+_MOST_TEXT = 300
+"""Characters of a row's text in the table; the row that is chosen is shown in full"""
+_TALL = 600
+"""Characters of a text that is shown in a box of its own"""
 _DIFFERING = "evaluate_differing"
 _ROW = "evaluate_row"
 """The number of the row that is shown in full"""
@@ -49,37 +57,41 @@ class Cell:
 def begin(evaluation: Evaluation) -> None:
     """A new evaluation: nothing of the last one is chosen."""
     st.session_state.evaluate_of = evaluation
-    for key in (_CELL, _MODEL, _DIFFERING, "evaluate_rows", _ROW):
+    for key in (_CELL, _SIDE, _DIFFERING, _ROW):
         kept.forget(key)
 
 
 def _worst(evaluation: Evaluation) -> int:
-    """The model with more errors."""
-    return min((0, 1), key=lambda place: evaluation.reports[place].n_right)
+    """The side with the most errors."""
+    return min(range(len(evaluation.sides)), key=lambda place: evaluation.reports[place].n_right)
 
 
-def choose_model(evaluation: Evaluation) -> int:
-    """Let the user choose of which model the details are."""
-    if len(evaluation.reports) == 1:
+def choose_side(evaluation: Evaluation) -> int:
+    """Let the user choose of which side the details are."""
+    if len(evaluation.sides) == 1:
         return 0
-    assert evaluation.comparison is not None
-    names = evaluation.comparison.names
-    kept.restore(_MODEL, _worst(evaluation), (0, 1))
-    st.segmented_control(
-        "Details of",
-        [0, 1],
-        required=True,
-        key=_MODEL,
-        format_func=lambda place: names[place],
-        label_visibility="collapsed",
-        on_change=_forget_cell,
-        help="Of which model the confusion matrix, the rows and everything below are.",
-    )
-    return kept.keep(_MODEL)
+    places = list(range(len(evaluation.sides)))
+    kept.restore(_SIDE, _worst(evaluation), places)
+    if len(places) <= _MOST_TABS:
+        st.segmented_control(
+            "Details of",
+            places,
+            required=True,
+            key=_SIDE,
+            format_func=lambda place: escaped(evaluation.names[place]),
+            label_visibility="collapsed",
+            on_change=_forget_cell,
+            help=_OF_WHICH,
+        )
+    else:
+        st.selectbox(
+            "Details of", places, key=_SIDE, format_func=lambda place: evaluation.names[place], on_change=_forget_cell, help=_OF_WHICH
+        )
+    return kept.keep(_SIDE)
 
 
 def _forget_cell() -> None:
-    for key in (_CELL, "evaluate_rows", _ROW):
+    for key in (_CELL, _ROW):
         st.session_state.pop(key, None)
 
 
@@ -137,7 +149,7 @@ def matrix(report: EvaluationReport, cell: Cell | None) -> None:
 
 def _choose(cell: Cell) -> None:
     st.session_state[_CELL] = cell
-    for key in (_DIFFERING, "evaluate_rows", _ROW):
+    for key in (_DIFFERING, _ROW):
         kept.forget(key)
 
 
@@ -149,9 +161,10 @@ def _tints(report: EvaluationReport, cell: Cell | None) -> str:
     for place, (truth, counts) in enumerate(zip(m.labels, m.confusion, strict=True)):
         for other, (said, n) in enumerate(zip(m.predicted_names, counts, strict=True)):
             colour = "0,114,178" if truth == said else "213,94,0"
-            style = f"background: rgba({colour},{0.6 * n / max(sum(counts), 1):.3f});"
+            # Also of a cell that is pointed at, or was just clicked.
+            style = f"background: rgba({colour},{0.6 * n / max(sum(counts), 1):.3f}) !important;"
             if cell == Cell(truth, None if said == NO_LABEL else said):
-                style += " outline: 3px solid #E69F00; outline-offset: 1px;"
+                style += " box-shadow: 0 0 0 3px #E69F00 !important;"
             rules.append(f".st-key-evaluate_cell_{place}_{other} button {{ {style} }}")
     return "<style>" + "\n".join(rules) + "</style>"
 
@@ -186,7 +199,7 @@ def numbers(evaluation: Evaluation, report: EvaluationReport, cell: Cell | None)
     """Which rows are listed: a title and their numbers."""
     if evaluation.comparison is not None and kept.value_of(_DIFFERING, False):
         found = evaluation.comparison.differing
-        return f"{len(found)} rows that the two answer differently", found
+        return f"{len(found)} rows answered differently", found
     if cell is None:
         wrong = tuple(result.number for result in report.results if not result.is_right)
         return f"{len(wrong)} rows that are wrong", wrong
@@ -204,7 +217,7 @@ def rows(service: Service, evaluation: Evaluation, place: int, cell: Cell | None
             st.toggle(
                 f"Rows answered differently ({len(evaluation.comparison.differing)})",
                 key=_DIFFERING,
-                help="List the rows on which the two models differ, in place of those of the cell.",
+                help="List the rows on which any two differ, in place of those of the cell.",
             )
             kept.keep(_DIFFERING)
     title, found = numbers(evaluation, report, cell)
@@ -213,12 +226,13 @@ def rows(service: Service, evaluation: Evaluation, place: int, cell: Cell | None
         st.caption("There is none. Click another cell." if cell is not None else "There is none.")
         return
     left, right = st.columns([3, 2], gap="medium")
-    with left:
+    with left, st.container(key="evaluate_rows"):
         listed = found[:_SHOWN]
         selection = st.dataframe(
             table_of(evaluation, listed),
             hide_index=True,
-            key="evaluate_rows",
+            # One for each list: the browser keeps which line is chosen, whatever stands in it.
+            key=f"evaluate_rows_{zlib.crc32(repr(listed).encode())}",
             on_select="rerun",
             selection_mode="single-row",
             height=min(38 + 35 * len(listed), 320),
@@ -254,16 +268,14 @@ def table_of(evaluation: Evaluation, listed: Sequence[int]) -> pd.DataFrame:
         for name, result in zip(names, found, strict=True):
             line[name] = _said(result)
             line[f"p, {name}"] = None if result is None or result.probabilities is None else max(result.probabilities)
-        lines.append({**line, "text": texts.get(number, "")})
+        lines.append({**line, "text": cut(texts.get(number, ""), _MOST_TEXT)})
     table = pd.DataFrame(lines)
     empty = [f"p, {name}" for name in names if all(line[f"p, {name}"] is None for line in lines)]
     return table.drop(columns=empty)
 
 
 def _names(evaluation: Evaluation) -> tuple[str, ...]:
-    if evaluation.comparison is not None:
-        return evaluation.comparison.names
-    return ("predicted",)
+    return ("predicted",) if evaluation.comparison is None else evaluation.names
 
 
 def _said(result: Result | None) -> str:
@@ -274,51 +286,64 @@ def _said(result: Result | None) -> str:
 
 def _row(service: Service, evaluation: Evaluation, place: int, number: int) -> None:
     """One row in full, and its ways to the other pages."""
-    question = evaluation.question
+    source, report = evaluation.question.source, evaluation.reports[place]
     try:
-        row = service.engine.answer(ReadRow(question.source, question.template, number))
+        rows = [service.engine.answer(ReadRow(source, side.template, number)) for side in evaluation.sides]
     except LlmTtError as error:
         st.error(escaped(str(error)), icon=":material/error:")
         return
-    results = [next((r for r in report.results if r.number == number), None) for report in evaluation.reports]
+    results = [next((r for r in one.results if r.number == number), None) for one in evaluation.reports]
+    texts = dict(zip((r.number for r in report.results), report.texts, strict=True))
+    text, side = texts.get(number), evaluation.sides[place]
     with st.container(border=True, gap="small"):
         st.markdown(f"**Row {number}**")
-        texts = dict(zip((r.number for r in evaluation.reports[place].results), evaluation.reports[place].texts, strict=True))
-        st.text(texts.get(number, ""))
-        for model, result in zip(question.models, results, strict=True):
+        if text is not None and text != side.template.fill(Row(number, dict(rows[place].values))):
+            st.warning("The data set has changed since: this row is another one now. Run again.", icon=":material/warning:")
+            return
+        with st.container(height=_TALL // 3 if len(text or "") > _TALL else "content", border=False):
+            st.text(text or "")
+        for one, result in zip(evaluation.sides, results, strict=True):
             if result is not None:
-                st.markdown(answer_line(model, result, evaluation.reports[0].scoring.values))
-        others = [(name, value) for name, value in row.values if name not in (*question.template.columns, question.scoring.column)]
+                st.markdown(answer_line(one.name, result, one.scoring.values))
+        used = (*evaluation.question.template.columns, side.scoring.column)
+        others = [(name, value) for name, value in rows[place].values if name not in used]
         if others:
-            st.caption(" · ".join(f"{escaped(name)}: {escaped(value[:80])}" for name, value in others[:8]))
-        prompt = row.prompt
+            st.caption(" · ".join(f"{escaped(name)}: {escaped(cut(value, 80))}" for name, value in others[:8]))
         with st.container(horizontal=True, gap="small"):
-            for index, (model, result) in enumerate(zip(question.models, results, strict=True)):
+            for index, (one, result) in enumerate(zip(evaluation.sides, results, strict=True)):
                 if (
                     st.button(
-                        f"Explore {escaped(model.name)}" if len(question.models) > 1 else "Explore",
+                        f"Explore {escaped(one.name)}" if len(evaluation.sides) > 1 else "Explore",
                         icon=":material/account_tree:",
                         key=f"evaluate_explore_{index}",
                         disabled=result is None,
-                        help=f"The routes of {escaped(model.name)} to its answer, for this very prompt.",
+                        help=f"The routes to the answer of {escaped(one.name)}, for this very prompt.",
                     )
                     and result is not None
                 ):
-                    navigation.open_explore(view(service, evaluation, model, number, result, prompt))
-            if len(question.models) == 2 and st.button(
-                "Compare",
-                icon=":material/compare:",
-                key="evaluate_compare",
-                help="Both models on this very prompt, side by side.",
-            ):
-                navigation.open_compare(TraceKey(question.models[0], prompt), TraceKey(question.models[1], prompt))
+                    navigation.open_explore(view(service, source, one, result, rows[index].prompt))
+            if len(evaluation.sides) > 1:
+                first, second = compared(place, len(evaluation.sides))
+                one, other = evaluation.sides[first], evaluation.sides[second]
+                if st.button(
+                    "Compare",
+                    icon=":material/compare:",
+                    key="evaluate_compare",
+                    help=f"{escaped(one.name)} and {escaped(other.name)} on this very row, side by side.",
+                ):
+                    navigation.open_compare(TraceKey(one.model, rows[first].prompt), TraceKey(other.model, rows[second].prompt))
 
 
-def answer_line(model: ModelKey, result: Result, labels: Sequence[str]) -> str:
-    """Markdown: what a model answered to a row, and how sure it was."""
+def compared(place: int, n_sides: int) -> tuple[int, int]:
+    """Which two sides go into Compare: the first one against the one whose details are shown, or against the second."""
+    return (0, place) if 0 < place < n_sides else (0, 1)
+
+
+def answer_line(name: str, result: Result, labels: Sequence[str]) -> str:
+    """Markdown: what a side answered to a row, and how sure it was."""
     mark = ":material/check_circle:" if result.is_right else ":material/cancel:"
     said = NO_LABEL if result.predicted is None else result.predicted
-    line = f"{mark} **{escaped(model.name)}** says **{escaped(said)}**, the label is {escaped(result.truth)}"
+    line = f"{mark} **{escaped(name)}** says **{escaped(said)}**, the label is {escaped(result.truth)}"
     if result.probabilities is not None:
         line += " · " + ", ".join(f"{escaped(label)} {probability(p)}" for label, p in zip(labels, result.probabilities, strict=True))
     if result.n_tokens is not None:
@@ -330,26 +355,28 @@ def answer_line(model: ModelKey, result: Result, labels: Sequence[str]) -> str:
     return line
 
 
-def view(service: Service, evaluation: Evaluation, model: ModelKey, number: int, result: Result, prompt: object) -> View:
+def view(service: Service, source: DataSource, side: Side, result: Result, prompt: Prompt) -> View:
     """A row as Explore shows it: its prompt, and why the predicted label's first token and not the right one's."""
-    token, contrast = tokens(service, evaluation, model, number, result)
-    return View(model=model.name, device=model.device, dtype=model.dtype, prompt=prompt, token=token, contrast=contrast)  # type: ignore[arg-type]
+    token, contrast = tokens(service, source, side, result)
+    return View(model=side.model.name, device=side.model.device, dtype=side.model.dtype, prompt=prompt, token=token, contrast=contrast)
 
 
-def tokens(service: Service, evaluation: Evaluation, model: ModelKey, number: int, result: Result) -> tuple[str | None, str | None]:
-    """The first tokens of the predicted label and of the right one (of a right row: of the runner-up), as the boxes of Explore hold them."""
-    scoring, question = evaluation.question.scoring, evaluation.question
-    if scoring.kind != "labels" or result.predicted is None or result.probabilities is None:
+def tokens(service: Service, source: DataSource, side: Side, result: Result) -> tuple[str | None, str | None]:
+    """The first tokens of the predicted label and of the right one (of a right row: of the runner-up), as the boxes of Explore hold them.
+
+    None where the label does not follow the prompt: after reasoning, or somewhere in a text."""
+    scoring = side.scoring
+    if scoring.kind != "labels" or scoring.reasoning is not None or result.predicted is None or result.probabilities is None:
         return None, None
     against = result.truth
     if result.is_right:
         ranked = sorted(zip(result.probabilities, scoring.values, strict=True), reverse=True)
         against = next(label for _, label in ranked if label != result.predicted)
     words = {label.value: label.word for label in scoring.labels}
-    if not service.engine.is_loaded(model):
+    if not service.engine.is_loaded(side.model):
         # To tell the tokens it would be loaded while this page stands still; Explore finds the token of a plain word.
         return words[result.predicted], words[against]
-    preview = service.engine.answer(PreviewPrompt(model, question.source, question.template, scoring, number))
+    preview = service.engine.answer(PreviewPrompt(side.model, source, side.template, scoring, result.number))
     # Of a label's spellings the one of fewest tokens: the one that the tokenizer knows as a word.
     first = {word: min(spelled, key=len)[0] for word, spelled in preview.responses}
     return visible(first[words[result.predicted]]), visible(first[words[against]])

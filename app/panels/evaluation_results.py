@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app.markup import escaped
+from app.markup import escaped, plotly_text
+from llm_tt.analysis.charts import COLOURS, Chart, charts_of
 from llm_tt.analysis.errors import CellExplanation
 from llm_tt.analysis.evaluation_report import EvaluationReport, Table
+from llm_tt.analysis.strategy_report import PairTest, StrategyComparison
 from llm_tt.engine.messages import Evaluation
 
 _WHOLE = re.compile(r"-?\d+")
-# Okabe-Ito blue and vermilion, told apart with every kind of colour vision.
-_COLOURS = ("#0072B2", "#D55E00")
+# Lines are told apart without their colours too.
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "hexagon")
 _ROW_HEIGHT = 29
 _MOST_MARKERS = 12
 
 
 def metrics(evaluation: Evaluation) -> None:
-    """The first table, of one model or of two beside each other."""
-    show_table((evaluation.comparison or evaluation.reports[0]).tables()[0], "evaluate_metrics", height="content")
+    """The first table, of one side or of several beside each other."""
+    show_table(metrics_table(evaluation), "evaluate_metrics", height="content")
 
 
-def verdict(evaluation: Evaluation) -> str:
+def metrics_table(evaluation: Evaluation) -> Table:
+    return evaluation.reports[0].tables()[0] if evaluation.comparison is None else evaluation.comparison.metrics_table()
+
+
+def tests(comparison: StrategyComparison) -> None:
+    """Whether the differences of more than two are more than chance."""
+    table = comparison.pairs_table()
+    st.markdown(f"**{escaped(table.title)}**")
+    show_table(table, "evaluate_pairs", height="content" if len(table.rows) <= 6 else 220)
+
+
+def verdict(pair: PairTest) -> str:
     """McNemar's test in words, as Markdown."""
-    assert evaluation.comparison is not None
-    test, (first, second) = evaluation.comparison.test, map(escaped, evaluation.comparison.names)
+    test, (first, second) = pair.test, map(escaped, pair.names)
     n = test.only_first + test.only_second
     if n == 0:
         return "Both are right and wrong on the same rows."
@@ -71,60 +85,69 @@ def frame(table: Table) -> pd.DataFrame:
 
 def curves(evaluation: Evaluation) -> None:
     """ROC, precision and recall, calibration; those that the scoring allows."""
-    found = [(report.model, report.metrics) for report in evaluation.reports if report.metrics is not None]
-    names = evaluation.comparison.names if evaluation.comparison is not None else tuple(name for name, _ in found)
-    charts = [
-        ("ROC", "false positives", "true positives", [m.roc_curve for _, m in found], True),
-        ("Precision and recall", "recall", "precision", [m.pr_curve for _, m in found], False),
-        ("Calibration", "confidence", "accuracy", [tuple((b.confidence, b.accuracy) for b in m.bins) for _, m in found], True),
-    ]
-    drawn = [chart for chart in charts if any(chart[3])]
-    if not drawn:
-        st.caption("Curves need the labels' probabilities: score by label words, on rows of at least two labels.")
+    charts = charts_of_all(evaluation)
+    if not charts:
+        st.caption("Curves need the labels' probabilities: score by label words.")
         return
-    for column, (title, x, y, lines, diagonal) in zip(st.columns(len(drawn)), drawn, strict=True):
+    for column, chart in zip(st.columns(len(charts)), charts, strict=True):
         with column:
-            st.markdown(f"**{title}**")
+            st.markdown(f"**{escaped(chart.title)}**")
             st.plotly_chart(
-                _curve(names, lines, x, y, diagonal),
+                figure(chart),
                 width="stretch",
-                key=f"evaluate_curve_{title}",
+                key=f"evaluate_curve_{chart.kind}",
                 config={"displayModeBar": False},
-                alt=f"{title}: {y} against {x}, a line for each model.",
+                alt=f"{chart.title}: {chart.y} against {chart.x}, a line for each of {', '.join(line.name for line in chart.lines)}.",
             )
-    if len(drawn) == 3:
-        st.caption("Of two labels, ROC and precision are of the first. Calibration: each point is a bin of rows of like confidence.")
+            for line in chart.lines:
+                st.caption(f"{escaped(line.name)}: {escaped(line.summary)}")
 
 
-def _curve(names: Sequence[str], lines: Sequence[Sequence[tuple[float, float]]], x: str, y: str, diagonal: bool) -> go.Figure:
-    figure = go.Figure()
-    if diagonal:
-        figure.add_scatter(
-            x=[0, 1], y=[0, 1], mode="lines", line={"color": "#8C8C8C", "dash": "dot", "width": 1}, showlegend=False, hoverinfo="skip"
-        )
-    for name, points, colour, dash, symbol in zip(names, lines, _COLOURS, ("solid", "dash"), ("circle", "square"), strict=False):
-        figure.add_scatter(
-            x=[a for a, _ in points],
-            y=[b for _, b in points],
+def charts_of_all(evaluation: Evaluation) -> tuple[Chart, ...]:
+    if evaluation.comparison is not None:
+        return evaluation.comparison.charts()
+    metrics = evaluation.reports[0].metrics
+    return () if metrics is None else charts_of(metrics)
+
+
+def figure(chart: Chart) -> go.Figure:
+    """Curves over a unit square; those of calibration with the intervals of their points."""
+    made = go.Figure()
+    if chart.diagonal:
+        grey = {"color": "#8C8C8C", "dash": "dot", "width": 1}
+        made.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=grey, showlegend=False, hoverinfo="skip")
+    for place, line in enumerate(chart.lines):
+        x, y = [x for x, _ in line.points], [y for _, y in line.points]
+        drawn = {"color": COLOURS[place % len(COLOURS)], "dash": _DASHES[place % len(_DASHES)]}
+        errors = None
+        if line.intervals:
+            above = [high - value for value, (_, high) in zip(y, line.intervals, strict=True)]
+            below = [value - low for value, (low, _) in zip(y, line.intervals, strict=True)]
+            errors = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1}
+        made.add_scatter(
+            x=x,
+            y=y,
+            error_y=errors,
             # Curves have a point for every row.
-            mode="lines+markers" if len(points) <= _MOST_MARKERS else "lines",
-            name=name.replace("<", "&lt;"),
-            line={"color": colour, "dash": dash, "width": 2},
-            marker={"symbol": symbol, "size": 6},
-            hovertemplate=f"{x} %{{x:.3f}}<br>{y} %{{y:.3f}}<extra></extra>",
+            mode="lines+markers" if len(x) <= _MOST_MARKERS else "lines",
+            name=plotly_text(line.name),
+            line={**drawn, "width": 2, "shape": "hv" if chart.steps else "linear"},
+            marker={"symbol": _SYMBOLS[place % len(_SYMBOLS)], "size": 7},
+            text=[plotly_text(hint) for hint in line.hints],
+            hovertemplate="%{text}<extra></extra>",
         )
-    figure.update_layout(
-        height=280,
+    made.update_layout(
+        height=300,
         margin={"l": 10, "r": 10, "t": 36, "b": 10},
         dragmode=False,
-        showlegend=len(names) > 1,
+        showlegend=len(chart.lines) > 1,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        xaxis={"title": {"text": x}, "range": [-0.03, 1.03], "zeroline": False},
-        yaxis={"title": {"text": y}, "range": [-0.03, 1.03], "zeroline": False},
+        xaxis={"title": {"text": chart.x}, "range": [-0.03, 1.03], "zeroline": False},
+        yaxis={"title": {"text": chart.y}, "range": [-0.03, 1.03], "zeroline": False},
         plot_bgcolor="rgba(0,0,0,0)",
         paper_bgcolor="rgba(0,0,0,0)",
     )
-    return figure
+    return made
 
 
 # --- notes and files
@@ -132,8 +155,8 @@ def _curve(names: Sequence[str], lines: Sequence[Sequence[tuple[float, float]]],
 
 def notes(evaluation: Evaluation) -> None:
     """What to know before the numbers are believed, and which rows were left out."""
-    for report in evaluation.reports:
-        who = f"**{escaped(report.model)}:** " if len(evaluation.reports) > 1 else ""
+    for side, report in zip(evaluation.sides, evaluation.reports, strict=True):
+        who = f"**{escaped(side.name)}:** " if len(evaluation.sides) > 1 else ""
         for note in report.notes:
             st.caption(f":material/info: {who}{escaped(note)}")
     left_out = {(problem.number, problem.sentence) for report in evaluation.reports for problem in report.problems}
@@ -151,35 +174,44 @@ def notes(evaluation: Evaluation) -> None:
 
 
 def files(evaluation: Evaluation, why: Sequence[tuple[str, CellExplanation]]) -> None:
-    """Downloads: a line a row of each model, and the report. `why`: explanations that are on the page, with the names of their models."""
-    with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"):
-        for place, report in enumerate(evaluation.reports):
-            st.download_button(
-                f"CSV of {escaped(report.model)}" if len(evaluation.reports) > 1 else "CSV",
-                report.to_csv,
-                file_name=f"{_stem(report.model)}.csv",
-                mime="text/csv",
-                icon=":material/download:",
-                on_click="ignore",
-                key=f"evaluate_csv_{place}",
-                type="tertiary",
-                help="One line a row: text, label, prediction, and the probability of every label.",
-            )
-        st.download_button(
+    """Downloads: the report, and a line a row of each side. `why`: explanations that are on the page, with the names of their sides."""
+    stem = "-against-".join(map(_stem, evaluation.names))[:120]
+    with (
+        st.container(horizontal=True, horizontal_alignment="right"),
+        st.popover("Save", icon=":material/download:", key="evaluate_save", help="The report as a page, and every row as a table."),
+        st.container(gap="small"),
+    ):
+        _file(
             "Report",
             lambda: report_html(evaluation, why),
-            file_name="-against-".join(_stem(report.model) for report in evaluation.reports) + ".html",
-            mime="text/html",
-            icon=":material/download:",
-            on_click="ignore",
-            key="evaluate_report",
-            type="tertiary",
-            help="A page with all tables, the wrong or differing rows, and the explained errors that were asked for; needs no other file.",
+            f"{stem}.html",
+            "text/html",
+            "evaluate_report",
+            "A page with all tables, curves and errors; needs no other file.",
         )
+        if evaluation.comparison is not None:
+            what = "CSV, one line a row: what each predicted, and whether it is right."
+            _file("All sides", evaluation.comparison.to_csv, f"{stem}.csv", "text/csv", "evaluate_csv", what)
+        for place, (name, report) in enumerate(zip(evaluation.names, evaluation.reports, strict=True)):
+            what = "CSV, one line a row: label, prediction, probabilities, text."
+            _file(f"Rows of {name}", report.to_csv, f"{_stem(name)}.csv", "text/csv", f"evaluate_csv_{place}", what)
+
+
+def _file(label: str, make: Callable[[], str], file_name: str, mime: str, key: str, what: str) -> None:
+    st.download_button(
+        f"**{escaped(label)}** :small[:gray[{what}]]",
+        make,
+        file_name=file_name,
+        mime=mime,
+        on_click="ignore",
+        key=key,
+        type="tertiary",
+        icon=":material/download:",
+    )
 
 
 def report_html(evaluation: Evaluation, why: Sequence[tuple[str, CellExplanation]]) -> str:
-    more = [Table(f"{model}: {table.title}", table.header, table.rows) for model, explanation in why for table in explanation.tables()]
+    more = [replace(table, title=f"{name}: {table.title}") for name, explanation in why for table in explanation.tables()]
     return (evaluation.comparison or evaluation.reports[0]).to_html(more)
 
 

@@ -22,9 +22,17 @@ _PLACES = {"set": "Prepared", "upload": "Upload", "path": "On disk"}
 _FILE_TYPES = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"]
 _TEXT, _CHAT = "Text", "Chat"
 _COLUMN, _TEMPLATE = "A column", "A template"
+_NO_NAME = frozenset("{}:!")
+"""What means something else between the braces of a template"""
 _TEXT_COLUMNS = ("question", "prompt", "text", "sentence", "instruction", "input", "review", "content")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "answer", "response", "output")
 _POSITIVE_FIRST = (("yes", "no"), ("true", "false"), ("1", "0"), ("positive", "negative"))
+_WAYS = {
+    "zero-shot": "The prompt as it is.",
+    "few-shot": "Some rows with their labels go before it; in a chat as turns of their own.",
+    "step-by-step": "The model is told to think step by step, writes up to 64 tokens, and is then asked for the label.",
+    "structured": "The model is told to answer with a JSON object; what is none, or has another label, counts as no label.",
+}
 _METHODS: dict[str, tuple[str, Kind, str]] = {
     "labels": (
         "Label words",
@@ -86,13 +94,24 @@ def show(service: Service) -> Setup:
         source = _source(service)
         data = None if source is None else waiting.answer(service, session.data_preview(), PreviewData(source))
         if data is not None and data.problems:
-            st.warning(f"{len(data.problems)} rows cannot be read. {escaped(summary(data.problems))}", icon=":material/warning:")
+            n = len(data.problems)
+            cannot = "1 row cannot be read." if n == 1 else f"{n:,} rows cannot be read."
+            st.warning(f"{cannot} {escaped(summary(data.problems))}", icon=":material/warning:")
     template = scoring = None
     slices: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    if data is not None and source is not None:
+    ways: tuple[str, ...] = ()
+    shots = 1
+    if data is not None and not data.columns:
+        problems.found.append(f"The rows of {data.name} have no column. Choose other data.")
+        with left:
+            st.error(escaped(problems.found[0]), icon=":material/error:")
+    elif data is not None and source is not None:
         with middle:
             template = _template(service, data, source, problems)
+            ways, shots = _ways(service)
+            if not ways:
+                problems.found.append("Choose at least one way to ask.")
         with right:
             scoring = _scoring(service, data, template, problems)
             slices, words = _apart(data)
@@ -104,7 +123,7 @@ def show(service: Service) -> Setup:
     missing = missing or (problems.found[0] if problems.found else "")
     if missing or source is None or template is None or scoring is None:
         return Setup(None, data, missing)
-    return Setup(Evaluate(models, source, template, scoring, slices, words), data, "")
+    return Setup(Evaluate(models, source, template, scoring, ways, shots, slices, words), data, "")
 
 
 # --- models and rows
@@ -259,7 +278,7 @@ def _template(service: Service, data: DataPreview, source: DataSource, problems:
     if made_of == _COLUMN:
         st.selectbox("Column", names, key="evaluate_column", help="What the model reads of each row.")
         column = kept.keep("evaluate_column")
-        text = "{" + column.replace("{", "{{").replace("}", "}}") + "}"
+        text = f"{{{column}}}"
     else:
         kept.restore("evaluate_template", f"{{{column}}}")
         st.text_area(
@@ -284,12 +303,45 @@ def _template(service: Service, data: DataPreview, source: DataSource, problems:
         )
         system = kept.keep("evaluate_system").strip() or None
     with problems.said():
+        if made_of == _COLUMN and _NO_NAME & set(column):
+            raise LlmTtError(
+                f'The column "{column}" cannot stand in a template: its name has one of {{ }} : ! in it. Rename it in the data.'
+            )
         made = Template(text, chat, system)
         for name in made.columns:
             if name not in names:
                 raise LlmTtError(f'No row of {data.name} has a column "{name}". Its columns: {", ".join(names)}.')
         return made
     return None
+
+
+def _ways(service: Service) -> tuple[tuple[str, ...], int]:
+    """In which ways the models are asked, and with how many examples of each label."""
+    if service.config.demo_mode:
+        return ("zero-shot",), 1
+    one, two = st.columns([3, 2])
+    with one:
+        kept.restore("evaluate_ways", ["zero-shot"])
+        st.multiselect(
+            "Ways to ask",
+            list(_WAYS),
+            key="evaluate_ways",
+            placeholder="choose one or more",
+            help="Several are compared like several models.\n\n" + "\n\n".join(f"**{name}.** {what}" for name, what in _WAYS.items()),
+        )
+        ways = tuple(name for name in _WAYS if name in kept.keep("evaluate_ways"))
+    with two:
+        kept.restore("evaluate_shots", 1)
+        if "few-shot" not in ways:
+            return ways, 1
+        st.number_input(
+            "Examples of each label",
+            1,
+            64,
+            key="evaluate_shots",
+            help="Few-shot: drawn from these rows by chance, always the same ones; a row that is an example is not evaluated few-shot.",
+        )
+        return ways, int(kept.keep("evaluate_shots"))
 
 
 def _text_column(data: DataPreview) -> str:

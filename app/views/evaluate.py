@@ -9,28 +9,26 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import kept, session, timing
-from app.markup import escaped
+from app.markup import cut, escaped
 from app.panels import evaluation_causes, evaluation_examples, evaluation_results, evaluation_setup, waiting
 from app.panels.evaluation_setup import Setup
 from app.session import Service
 from app.timing import part
 from llm_tt.analysis.errors import CellExplanation
+from llm_tt.config import DEMO, DEMO_TUNED
 from llm_tt.engine.messages import DataPreview, Evaluate, Evaluation, PreviewPrompt
 from llm_tt.text import visible
 
 _ASKED = "evaluate_asked"
 """The question for which Run was pressed"""
+_MOST_TEXT = 1000
+"""Characters of a cell in the preview"""
 _NAMED = 8
 """Labels that are named with the results"""
-_STYLE = """<style>
-[data-testid="stMainBlockContainer"] { padding-top: 4.25rem; }
-</style>"""
-"""The bar with the pages is higher than what other pages leave free for it"""
 
 
 def show(service: Service) -> None:
     timing.begin(service.config.debug)
-    st.html(_STYLE)
     kept.restore("evaluate_setup", True)
     found = session.evaluating().answer
     if found is not None and _is_new(found):
@@ -47,7 +45,10 @@ def show(service: Service) -> None:
     asked: Evaluate | None = st.session_state.get(_ASKED)
     if asked is None:
         if not setup.missing:
-            st.caption("Run evaluates every row, tells how often the answers are right, and lets you open each row to see why.")
+            st.caption(
+                "Run evaluates every row, tells how often the answers are right, and lets you open each row to see why."
+                + _proposal(service)
+            )
         return
     answer = waiting.answer(service, session.evaluating(), asked)
     if session.evaluating().phase == "cancelled":
@@ -57,6 +58,15 @@ def show(service: Service) -> None:
             st.rerun()
         with part("results"):
             _results(service, answer, setup, row)
+
+
+def _proposal(service: Service) -> str:
+    """Where to begin, on a server that has the demo pair."""
+    if not {DEMO, DEMO_TUNED} <= set(service.engine.model_names()):
+        return ""
+    return (
+        f" To begin with: {DEMO} against {DEMO_TUNED} on demo/mixed. The tuned one looks right, and goes by something that it should not."
+    )
 
 
 def _is_new(answer: Evaluation | None) -> bool:
@@ -83,7 +93,8 @@ def _run(setup: Setup) -> DeltaGenerator:
             st.caption(f":material/arrow_upward: {escaped(setup.missing)}")
         elif setup.data is not None and setup.question is not None:
             models = " against ".join(model.name for model in setup.question.models)
-            st.caption(f"{escaped(models)} on {setup.data.n_rows:,} rows of {escaped(setup.data.name)}")
+            ways = "" if setup.question.strategies == ("zero-shot",) else f", {', '.join(setup.question.strategies)}"
+            st.caption(f"{escaped(models + ways)} on {setup.data.n_rows:,} rows of {escaped(setup.data.name)}")
     return right
 
 
@@ -100,7 +111,9 @@ def _preview(service: Service, setup: Setup, data: DataPreview) -> None:
     with left:
         more = ", the first ones are shown" if data.n_rows > len(data.rows) else ""
         st.markdown(f"**Rows** :small[:gray[{data.n_rows:,} in {escaped(data.name)}{more}]]")
-        table = pd.DataFrame([texts for _, texts in data.rows], columns=[column.name for column in data.columns])
+        table = pd.DataFrame(
+            [[cut(text, _MOST_TEXT) for text in texts] for _, texts in data.rows], columns=[column.name for column in data.columns]
+        )
         table.insert(0, "row", [number for number, _ in data.rows], allow_duplicates=True)
         table.columns = _distinct(list(table.columns))
         st.dataframe(table, hide_index=True, key="evaluate_data", height=215)
@@ -153,20 +166,26 @@ def _code(text: str) -> str:
 
 def _results(service: Service, evaluation: Evaluation, setup: Setup, for_files: DeltaGenerator) -> None:
     _subject(evaluation, setup)
-    left, right = st.columns([2, 3] if len(evaluation.reports) == 1 else [1, 1], gap="large")
+    is_many = len(evaluation.sides) > 2
+    left, right = st.columns([2, 3] if len(evaluation.sides) == 1 else [1, 1], gap="large")
     with left:
         evaluation_results.metrics(evaluation)
+        if is_many:
+            evaluation_results.notes(evaluation)
     with right:
-        place = evaluation_examples.choose_model(evaluation)
+        place = evaluation_examples.choose_side(evaluation)
         report = evaluation.reports[place]
         cell = evaluation_examples.chosen(report)
         if report.metrics is not None:
             evaluation_examples.matrix(report, cell)
         else:
             st.caption("Without label words there is no confusion matrix: an answer is right if all its tokens are.")
-        if evaluation.comparison is not None:
-            st.caption(evaluation_results.verdict(evaluation))
-        evaluation_results.notes(evaluation)
+        if evaluation.comparison is not None and not is_many:
+            st.caption(evaluation_results.verdict(evaluation.comparison.pairs[0]))
+        if not is_many:
+            evaluation_results.notes(evaluation)
+    if evaluation.comparison is not None and is_many:
+        evaluation_results.tests(evaluation.comparison)
     why: list[tuple[str, CellExplanation]] = []
     rows, causes, details, curves = st.tabs(["Rows", "Why these errors", "Labels, slices and words", "Curves"])
     with rows, part("rows"):
@@ -198,7 +217,7 @@ def subject(evaluation: Evaluation) -> str:
     labels = ", ".join(label.word if label.word == label.value else f"{label.value}={label.word}" for label in scoring.labels[:_NAMED])
     more = f" and {len(scoring.labels) - _NAMED} more" if len(scoring.labels) > _NAMED else ""
     parts = [
-        " against ".join(model.name for model in question.models),
+        " against ".join(evaluation.names),
         f"{len(report.results):,} rows of {report.data}",
         f"{'chat' if question.template.chat else 'text'}: {visible(question.template.text)}",
         evaluation_setup.method_name(scoring) + (f": {labels}{more}" if labels else ""),

@@ -29,12 +29,12 @@ from llm_tt.engine.messages import (
     Evaluate,
     Evaluation,
     ExplainErrors,
-    ModelKey,
     PreviewData,
     PreviewPrompt,
     PromptPreview,
     ReadRow,
     RowPrompt,
+    Side,
 )
 from llm_tt.errors import RequestError
 from llm_tt.progress import Progress, silent, within
@@ -43,6 +43,8 @@ SHIPPED = ("mixed", "clean", "conflict", "train")
 """Data sets that come with the demo pair, on the menu as demo/mixed and so on"""
 MOST_VALUES = 20
 """A column with more different values is not told value by value"""
+MOST_SIDES = 8
+"""Models times ways to ask, of one evaluation"""
 MOST_TOKENS = 1024
 """Tokens that are generated for one row, at most"""
 _MOST_WORD = 40
@@ -161,7 +163,8 @@ class Evaluations:
         def read(progress: Progress) -> _Data:
             progress(f"Reading {source.name}", 0.0)
             data = _uploaded(source) if file is None else read_data(file, source.limit)
-            size = sum(200 + sum(len(str(value)) for value in row.values.values()) for row in data.rows)
+            # An upload is kept with its rows.
+            size = len(source.content) + sum(200 + sum(len(str(value)) for value in row.values.values()) for row in data.rows)
             return _Data(data, size)
 
         return self._data.get((source, None if file is None else _stamp(file)), read, progress).rows
@@ -211,39 +214,65 @@ class Evaluations:
     # --- evaluation
 
     def evaluate(self, question: Evaluate, progress: Progress) -> Evaluation:
-        if not 1 <= len(question.models) <= 2:
-            raise RequestError(f"{len(question.models)} models are to be evaluated. Choose one, or two to compare.")
-        if len(set(question.models)) < len(question.models):
-            raise RequestError(f'"{question.models[0].name}" is to be compared with itself. Choose another model, or none.')
-        self._require_allowed(question.template, question.scoring)
-        # Before any model is loaded: what is wrong with the data is known at once.
-        data = self._usable(question.source, question.template, progress)
-        n = len(question.models)
+        data, sides = self._sides(question, progress)
         reports = tuple(
-            self._report(question, model, data, within(progress, place / n, (place + 1) / n)) for place, model in enumerate(question.models)
+            self._report(question, side, data, within(progress, place / len(sides), (place + 1) / len(sides)))
+            for place, side in enumerate(sides)
         )
         comparison = None
-        if len(reports) == 2:
-            from llm_tt.analysis.evaluation import compare_evaluations
+        if len(reports) > 1:
+            from llm_tt.analysis.strategy_report import compare_reports
 
-            comparison = compare_evaluations(*reports)
-        return Evaluation(question, reports, comparison)
+            comparison = compare_reports(reports, [side.name for side in sides], question.seed)
+        return Evaluation(question, sides, reports, comparison)
+
+    def _sides(self, question: Evaluate, progress: Progress) -> tuple[DataSet, tuple[Side, ...]]:
+        """The rows, and each model asked in each way. What is wrong with either is known before any model is loaded."""
+        from llm_tt.analysis.strategies import examples_per_label, name_of, strategies_named
+
+        models, ways = question.models, question.strategies
+        if not models or len(models) * len(ways) > MOST_SIDES:
+            raise RequestError(f"{len(models)} models in {len(ways)} ways are to be evaluated. Choose from 1 to {MOST_SIDES} in all.")
+        twice = next((model.name for place, model in enumerate(models) if model in models[:place]), None)
+        if twice is not None:
+            raise RequestError(f'"{twice}" is to be compared with itself. Choose another model, or none.')
+        if self._config.demo_mode and ways != ("zero-shot",):
+            raise RequestError("This server shows prepared prompts only, and other ways to ask add text to them. Ask zero-shot.")
+        self._require_allowed(question.template, question.scoring)
+        data = self._usable(question.source, question.template, progress)
+        examples = (
+            examples_per_label(data, question.template, question.scoring, question.shots, seed=question.seed) if "few-shot" in ways else ()
+        )
+        made = strategies_named(ways, question.template, question.scoring, examples=examples)
+        sides = tuple(
+            Side(
+                model.name if len(made) == 1 else name_of(model.name, way, len(models) > 1, True),
+                model,
+                way.template,
+                way.scoring,
+            )
+            for model in models
+            for way in made
+        )
+        return data, sides
 
     def explain(self, question: ExplainErrors, progress: Progress) -> CellExplanation:
-        asked = question.evaluate
-        self._require_allowed(asked.template, asked.scoring)
-        data, spec = self._usable(asked.source, asked.template, progress), self._models.spec(question.model)
+        data, sides = self._sides(question.evaluate, progress)
+        if not 0 <= question.side < len(sides):
+            raise RequestError(f"The evaluation has no side {question.side}: it has {len(sides)}.")
+        side = sides[question.side]
+        spec = self._models.spec(side.model)
 
         def trace(progress: Progress) -> CellExplanation:
-            report = self._report(asked, question.model, data, within(progress, 0.0, 0.1))
-            loaded = self._models.load(question.model, within(progress, 0.1, 0.2))
+            report = self._report(question.evaluate, side, data, within(progress, 0.0, 0.1))
+            loaded = self._models.load(side.model, within(progress, 0.1, 0.2))
 
             from llm_tt.analysis.errors import explain_errors
 
             return explain_errors(
                 loaded.model,
                 data,
-                asked.template,
+                side.template,
                 report,
                 question.truth,
                 question.predicted,
@@ -251,31 +280,31 @@ class Evaluations:
                 progress=_yielding(within(progress, 0.2, 1.0)),
             )
 
-        key = spec, data.name, data.digest, asked.template, asked.scoring, question.truth, question.predicted, question.most
+        key = spec, data.name, data.digest, side.template, side.scoring, question.truth, question.predicted, question.most
         with self._models.using(spec):
             return self._explained.get(key, trace, progress)
 
-    def _report(self, question: Evaluate, key: ModelKey, data: DataSet, progress: Progress) -> EvaluationReport:
-        spec = self._models.spec(key)
+    def _report(self, question: Evaluate, side: Side, data: DataSet, progress: Progress) -> EvaluationReport:
+        spec = self._models.spec(side.model)
 
         def evaluate_it(progress: Progress) -> EvaluationReport:
             from llm_tt.analysis.evaluation import evaluate
 
-            loaded: Loaded = self._models.load(key, within(progress, 0.0, _LOADING))
+            loaded: Loaded = self._models.load(side.model, within(progress, 0.0, _LOADING))
             following = _yielding(within(progress, _LOADING, 1.0))
             return evaluate(
                 loaded.model,
                 data,
-                question.template,
-                question.scoring,
+                side.template,
+                side.scoring,
                 slices=question.slices,
                 words=question.words,
                 folder=self._results_folder(),
                 seed=question.seed,
-                progress=lambda stage, fraction: following(f"{key.name}: {stage[:1].lower()}{stage[1:]}", fraction),
+                progress=lambda stage, fraction: following(f"{side.name}: {stage[:1].lower()}{stage[1:]}", fraction),
             )
 
-        asked = data.name, data.digest, data.problems, question.template, question.scoring, question.slices, question.words, question.seed
+        asked = data.name, data.digest, data.problems, side.template, side.scoring, question.slices, question.words, question.seed
         with self._models.using(spec):
             return self._reports.get((spec, *asked), evaluate_it, progress)
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from llm_tt.analysis.comparison import Comparison
 from llm_tt.analysis.errors import CellExplanation
-from llm_tt.analysis.evaluation_report import EvaluationComparison, EvaluationReport
+from llm_tt.analysis.evaluation_report import EvaluationReport
 from llm_tt.analysis.rows import Problem, Template
 from llm_tt.analysis.saliency_report import METHODS, Method, Saliency, Unit
 from llm_tt.analysis.scoring import Scoring
+from llm_tt.analysis.strategy_report import StrategyComparison
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
@@ -311,12 +312,17 @@ class PreviewPrompt:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """How often one model is right on the rows of a data set, or each of two. What is answered is kept on disk: asked again, it goes on."""
+    """How often models are right on the rows of a data set, each asked in one way or in several (`llm_tt.analysis.strategies`).
+
+    What is answered is kept on disk: asked again, it goes on."""
 
     models: tuple[ModelKey, ...]
     source: DataSource
     template: Template
     scoring: Scoring
+    strategies: tuple[str, ...] = ("zero-shot",)
+    shots: int = 1
+    """few-shot: rows of each label, drawn from these very rows and then not evaluated"""
     slices: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     seed: int = 0
@@ -324,10 +330,10 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class ExplainErrors:
-    """Why rows of one cell of the confusion matrix are there, in one of the models of an evaluation; it is evaluated first if it was not."""
+    """Why rows of one cell of the confusion matrix are there, in one side of an evaluation; it is evaluated first if it was not."""
 
     evaluate: Evaluate
-    model: ModelKey
+    side: int
     truth: str
     predicted: str
     most: int = 32
@@ -591,15 +597,31 @@ class PromptPreview:
     """what is scored: an answer, and for each of its spellings the texts of its tokens; empty for generation"""
 
 
+@dataclass(frozen=True)
+class Side:
+    """One of what an evaluation compares: a model asked in one way."""
+
+    name: str
+    model: ModelKey
+    template: Template
+    scoring: Scoring
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """The answer to `Evaluate`."""
 
     question: Evaluate
+    sides: tuple[Side, ...]
+    """all ways of the first model, then those of the next"""
     reports: tuple[EvaluationReport, ...]
-    """one a model"""
-    comparison: EvaluationComparison | None
-    """of two models"""
+    """one a side"""
+    comparison: StrategyComparison | None
+    """None of one side"""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(side.name for side in self.sides)
 
 
 @dataclass(frozen=True)

@@ -109,13 +109,14 @@ def texts(at: AppTest, *kinds: str) -> str:
 # Only tables in which one can choose have a key there.
 TABLES: dict[str, Callable[[list[str]], bool]] = {
     "metrics": lambda names: names[0] == "metric",
-    "data": lambda names: names[0] == "row" and "why" not in names and not {"predicted", "demo-tuned"} & set(names),
-    "rows": lambda names: names[:2] == ["row", "label"] and bool({"predicted", "demo-tuned"} & set(names)),
+    "data": lambda names: names[0] == "row" and "why" not in names and not TABLES["rows"](names),
+    "rows": lambda names: names[:2] == ["row", "label"] and names[-1] == "text",
     "left out": lambda names: names == ["row", "why"],
     "words": lambda names: names[:2] == ["word", "wrong"],
     "parts": lambda names: names[0] == "part",
     "details": lambda names: names[0] in ("confidence", "rows with") or names[:2] in (["label", "precision"], ["word", "rows"]),
-    "matrix": lambda names: names[0] == "label" and names[1] not in ("precision",),
+    "matrix": lambda names: names[:2] == ["label", "word0"],
+    "pairs": lambda names: names[0] == "first",
 }
 
 
@@ -189,7 +190,7 @@ def test_cells_are_clicked_and_models_chosen(start: Start) -> None:
     assert differing is not None
     assert table(at, "rows")["row"].tolist() == list(differing.differing)
     assert all(one != other for one, other in table(at, "rows")[["demo", "demo-tuned"]].itertuples(index=False))
-    at.session_state["evaluate_shown_model"] = 0
+    at.session_state["evaluate_shown_side"] = 0
     settled(at)
     assert sum(int(label) for label in buttons(at).values()) == N
     assert buttons(at)["evaluate_cell_1_0"] == "0"
@@ -241,7 +242,7 @@ def test_files_have_the_numbers_of_the_page(start: Start) -> None:
     assert any(tuple(cells[p + 1 : p + 5]) == first for p, cell in enumerate(cells) if cell == "lima")
     lines = list(csv.DictReader(io.StringIO(answer.reports[1].to_csv())))
     assert [int(line["row"]) for line in lines if line["right"] == "0"] == table(at, "rows")["row"].tolist()
-    assert {"evaluate_csv_0", "evaluate_csv_1", "evaluate_report"} <= {element.key for element in at.get("download_button")}
+    assert {"evaluate_csv", "evaluate_csv_0", "evaluate_csv_1", "evaluate_report"} <= {element.key for element in at.get("download_button")}
 
 
 def test_other_choices_than_those_of_the_results_are_told(start: Start) -> None:
@@ -405,7 +406,74 @@ def test_the_prompt_is_shown_as_the_model_receives_it(start: Start) -> None:
     assert at.code[0].value.endswith(f"Q: {ROWS[0]['question']} {{sure}}")
 
 
+def test_ways_to_ask_against_each_other(start: Start) -> None:
+    at = run(start(), 30, model="demo-tuned", ways=["zero-shot", "few-shot", "structured"], shots=2)
+    answer = evaluation(at)
+    assert answer.question.strategies == ("zero-shot", "few-shot", "structured")
+    assert answer.comparison is not None
+    assert list(table(at, "metrics").columns) == ["metric", "zero-shot", "few-shot", "structured"]
+    pairs = table(at, "pairs")
+    expected = answer.comparison.pairs_table()
+    assert [tuple(map(str, row)) for row in pairs.itertuples(index=False)] == list(expected.rows)
+    right = {name: [r.number for r in report.results if r.is_right] for name, report in zip(answer.names, answer.reports, strict=True)}
+    shared = set(answer.comparison.rows)
+    only = len((set(right["zero-shot"]) - set(right["few-shot"])) & shared)
+    assert int(pairs["only first right"][0]) == only
+    assert "few-shot" in str(at.session_state["evaluate_ways"])
+    # The examples of few-shot are no rows of it, and are said.
+    assert len(answer.reports[1].results) == 26
+    at.session_state["evaluate_shown_side"] = 1
+    settled(at)
+    number = int(table(at, "rows")["row"][0])
+    at.button("evaluate_explore_1").click()
+    settled(at)
+    prompt = at.session_state["trace"].prompt
+    assert [message.role for message in prompt] == ["user", "assistant"] * 4 + ["user"]
+    assert prompt[-1].content == ROWS[number - 1]["question"]
+    settled(go(at, "evaluate"))
+    at.session_state["evaluate_ways"] = []
+    settled(at)
+    assert "Choose at least one way to ask." in texts(at, "caption")
+    assert at.button("evaluate_run").disabled
+
+
+def test_reasoning_is_not_traced(start: Start) -> None:
+    at = run(start(), 12, model="demo-tuned", ways=["step-by-step"])
+    cells = [key for key, n in buttons(at).items() if key in ("evaluate_cell_0_1", "evaluate_cell_1_0") and n != "0"]
+    if cells:
+        at.button(cells[0]).click()
+        settled(at)
+    assert "Errors are explained of answers that follow the prompt itself" in texts(at, "caption")
+    at.button("evaluate_explore_0").click()
+    settled(at)
+    assert at.session_state["why_token"] is None
+
+
 # --- what is wrong with data and choices
+
+
+def test_rows_that_changed_since_are_not_opened(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\ngood film,yes\nbad film,no\n")
+    at = start({"data_sets": {"films": "rows.csv"}})
+    at = run(at, None, set="films", form="Text")
+    assert any(button.key == "evaluate_explore_0" for button in at.button)
+    (tmp_path / "rows.csv").write_text("text,label\nother film,yes\nsome film,no\n")
+    settled(at)
+    assert "The data set has changed since: this row is another one now. Run again." in texts(at, "warning")
+    assert not any(button.key == "evaluate_explore_0" for button in at.button)
+
+
+def test_rows_without_columns_and_columns_that_no_template_can_name(start: Start) -> None:
+    at = upload(start(), "none.jsonl", "{}\n{}\n")
+    assert "The rows of none.jsonl have no column. Choose other data." in texts(at, "error")
+    assert at.button("evaluate_run").disabled
+    at = upload(
+        at, "odd.jsonl", json.dumps({"text:0": "some longer text", "label": "yes"}) + "\n" + json.dumps({"text:0": "b", "label": "no"})
+    )
+    assert 'The column "text:0" cannot stand in a template' in texts(at, "error")
+    at.session_state["evaluate_column"] = "label"
+    settled(at)
+    assert not at.button("evaluate_run").disabled
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import llm_tt
 from llm_tt.analysis import evaluation as evaluation_module
 from llm_tt.analysis.rows import Template
 from llm_tt.analysis.scoring import Reasoning, Scoring, parse_labels
+from llm_tt.analysis.strategy_report import compare_reports
 from llm_tt.config import AppConfig, ModelSpec, load_config
 from llm_tt.demo import DATA_DIR
 from llm_tt.engine import evaluating
@@ -95,7 +96,7 @@ def test_the_answer_is_the_librarys(make: Callable[..., LocalEngine], pair: dict
     expected = [llm_tt.evaluate(pair[name], data, CHAT, BY_LABELS, **options) for name in ("demo", "demo-tuned")]
     assert [content(report) for report in found.reports] == [content(report) for report in expected]
     assert found.comparison is not None
-    assert content(found.comparison) == content(llm_tt.compare_evaluations(*expected))
+    assert content(found.comparison) == content(compare_reports(expected, ["demo", "demo-tuned"], 3))
     assert found.question is question
     assert content(pickle.loads(pickle.dumps(found.reports))) == content(found.reports)
 
@@ -105,13 +106,13 @@ def test_one_model_is_compared_with_none(make: Callable[..., LocalEngine]) -> No
     assert engine.answer(asked(20)).comparison is None
     with pytest.raises(RequestError, match='"demo" is to be compared with itself'):
         engine.answer(asked(20, models=(DEMO, DEMO)))
-    with pytest.raises(RequestError, match="0 models are to be evaluated"):
+    with pytest.raises(RequestError, match="0 models in 1 ways are to be evaluated"):
         engine.answer(asked(20, models=()))
 
 
 def test_the_errors_rest_on_the_planted_word(make: Callable[..., LocalEngine], pair: dict[str, Any]) -> None:
     engine = make()
-    question = ExplainErrors(asked(), TUNED, "no", "yes", most=6)
+    question = ExplainErrors(asked(), 0, "no", "yes", most=6)
     found = engine.answer(question)
     assert found.words[0].word == "lima"
     assert found.parts[0].name == "L3 H0"
@@ -120,7 +121,39 @@ def test_the_errors_rest_on_the_planted_word(make: Callable[..., LocalEngine], p
     assert content(found) == content(llm_tt.explain_errors(pair["demo-tuned"], data, CHAT, report, "no", "yes", most=6))
     assert engine.answer(question) is found
     with pytest.raises(RequestError, match='"yes" predicted as "yes" is no cell of errors'):
-        engine.answer(ExplainErrors(asked(), TUNED, "yes", "yes"))
+        engine.answer(ExplainErrors(asked(), 0, "yes", "yes"))
+
+
+def test_several_ways_to_ask(make: Callable[..., LocalEngine], pair: dict[str, Any]) -> None:
+    question = asked(30, strategies=("zero-shot", "few-shot", "structured"), shots=2, seed=5)
+    found = make().answer(question)
+    data = llm_tt.read_data(DATA_DIR / "mixed.jsonl", 30)
+    examples = llm_tt.examples_per_label(data, CHAT, BY_LABELS, 2, seed=5)
+    ways = llm_tt.strategies_named(question.strategies, CHAT, BY_LABELS, examples=examples)
+    expected = llm_tt.compare_strategies(pair["demo-tuned"], data, ways, seed=5)
+    assert found.names == ("zero-shot", "few-shot", "structured")
+    assert content(found.comparison) == content(expected)
+    assert len(found.reports[1].results) == 26
+    both = make().answer(asked(30, models=(DEMO, TUNED), strategies=("zero-shot", "few-shot")))
+    assert both.names == ("demo: zero-shot", "demo: few-shot", "demo-tuned: zero-shot", "demo-tuned: few-shot")
+    why = make().answer(ExplainErrors(asked(strategies=("few-shot", "zero-shot")), 1, "no", "yes", most=4))
+    assert why.words[0].word == "lima"
+
+
+def test_ways_that_cannot_be_asked(make: Callable[..., LocalEngine]) -> None:
+    engine = make()
+    for changes, message in (
+        ({"strategies": ("guess",)}, 'There is no strategy "guess"'),
+        ({"strategies": ("zero-shot", "zero-shot")}, "is there twice"),
+        ({"strategies": ()}, "1 models in 0 ways|No strategy is named"),
+        ({"strategies": ("few-shot",), "shots": 90}, "but 90 are to be examples"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            engine.answer(asked(**changes))
+    with pytest.raises(RequestError, match="Ask zero-shot"):
+        make(demo_mode=True).answer(asked(strategies=("few-shot",)))
+    with pytest.raises(RequestError, match="has no side 1: it has 1"):
+        engine.answer(ExplainErrors(asked(), 1, "no", "yes"))
 
 
 # --- nothing twice, nothing lost
