@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import streamlit as st
 
@@ -22,6 +22,7 @@ from llm_tt.engine.messages import (
     CompareTraces,
     Continue,
     DataPreview,
+    EstimateTrace,
     Evaluate,
     Evaluation,
     ExplainErrors,
@@ -46,6 +47,7 @@ from llm_tt.errors import ConfigError, LlmTtError
 from llm_tt.flow.head_roles import HeadRoles
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.models.continuation import Continuation
+from llm_tt.models.estimates import TraceEstimate
 
 _PATIENCE = 0.5
 """Seconds that a run of the script waits for an answer before it shows progress instead"""
@@ -114,6 +116,7 @@ _Q = TypeVar(
     Evaluate,
     ExplainErrors,
     CompareTraces,
+    EstimateTrace,
 )
 _A = TypeVar("_A")
 
@@ -226,6 +229,10 @@ def trace_check() -> Conversation[CheckTrace, TraceCheck]:
     return _state("trace_check_asked", lambda: Conversation[CheckTrace, TraceCheck]())
 
 
+def trace_estimate() -> Conversation[EstimateTrace, TraceEstimate]:
+    return _state("trace_estimate", lambda: Conversation[EstimateTrace, TraceEstimate]())
+
+
 def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:
     return _state("trajectories", lambda: Conversation[TrajectoriesOf, Trajectories]())
 
@@ -306,6 +313,14 @@ def has_chat_template(service: Service, model: ModelKey) -> bool:
 def expect_chat_template() -> None:
     """Take the next model for one with a chat template until it is loaded: a conversation came with a link."""
     st.session_state.chat_expected = True
+
+
+def hold(key: str, default: Any) -> None:
+    """Let a widget keep its value through runs in which it is not drawn, as while another page is shown: Streamlit forgets it.
+
+    Call it in every run before the widget may be drawn, and give the widget no value of its own."""
+    held: dict[str, Any] = _state("held", dict)
+    st.session_state[key] = held[key] = st.session_state[key] if key in st.session_state else held.get(key, default)
 
 
 def _state(name: str, make: Callable[[], _A]) -> _A:

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from llm_tt.lens.layer_tables import LensGrid, Trajectories
     from llm_tt.models import load_model
     from llm_tt.models.continuation import Continuation, GeneratedToken, Sampling
+    from llm_tt.models.estimates import TraceEstimate
     from llm_tt.models.generation import generate, generate_batch
     from llm_tt.models.identities import reconstruction_errors
+    from llm_tt.models.pace import estimate_trace
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
     from llm_tt.text import ChatMessage, Prompt
 
@@ -74,6 +76,7 @@ _HOME = {
     "StrategyComparison": "llm_tt.analysis.strategy_report",
     "Template": "llm_tt.analysis.rows",
     "Trace": "llm_tt.models.transparent_llm",
+    "TraceEstimate": "llm_tt.models.estimates",
     "Trajectories": "llm_tt.lens.layer_tables",
     "TransparentLlm": "llm_tt.models.transparent_llm",
     "TuningReport": "llm_tt.analysis.tuning_report",
@@ -85,6 +88,7 @@ _HOME = {
     "compare_strategies": "llm_tt.analysis.strategies",
     "contribution_map": "llm_tt.flow.heads",
     "direct_effects": "llm_tt.lens.effects",
+    "estimate_trace": "llm_tt.models.pace",
     "evaluate": "llm_tt.analysis.evaluation",
     "examples_per_label": "llm_tt.analysis.strategies",
     "explain_errors": "llm_tt.analysis.errors",
@@ -144,6 +148,7 @@ __all__ = [
     "StrategyComparison",
     "Template",
     "Trace",
+    "TraceEstimate",
     "Trajectories",
     "TransparentLlm",
     "TuningReport",
@@ -155,6 +160,7 @@ __all__ = [
     "compare_strategies",
     "contribution_map",
     "direct_effects",
+    "estimate_trace",
     "evaluate",
     "examples_per_label",
     "explain_errors",

@@ -25,7 +25,7 @@ _MARKS = ("light-dark(#d55e00,#ff9a4d)", "light-dark(#0072b2,#56b4e9)")
 
 def show(service: Service, sides: tuple[TraceKey, TraceKey], names: tuple[str, str]) -> None:
     """Generate greedily on both sides; nothing is asked before the button is pressed."""
-    st.session_state.setdefault(_NUMBER, st.session_state.get(f"{_NUMBER}_kept", 20))
+    session.hold(_NUMBER, 20)
     conversations = session.compared_answers()
     current = [_is_about(conversation, key) for conversation, key in zip(conversations, sides, strict=True)]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
@@ -46,7 +46,6 @@ def show(service: Service, sides: tuple[TraceKey, TraceKey], names: tuple[str, s
             args=(service, sides),
             help="Let both sides answer, greedily, and mark where they differ.",
         )
-    st.session_state[f"{_NUMBER}_kept"] = st.session_state[_NUMBER]
     if not any(current):
         st.caption("Both sides continue their prompt greedily; tokens that the other does not put out are marked.")
         return

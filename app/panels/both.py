@@ -28,13 +28,13 @@ from llm_tt.engine.messages import (
     TraceKey,
 )
 from llm_tt.errors import LlmTtError
-from llm_tt.flow.graph import EdgeKey, Node
+from llm_tt.flow.graph import EdgeKey, EdgeKind, Node
 from llm_tt.lens.direct_effects import LogitQuestion
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.text import visible
 
-_SHOWN, _LOOKED_AT = 15, 200
-"""Tokens of each side in a table, and among how many the other side's number is looked for"""
+_SHOWN, _LOOKED_AT, _EFFECTS = 15, 200, 2000
+"""Tokens of each side in a table; among how many first ones the other side's number is looked for, and among how many that it raises or lowers"""
 _HEIGHT = 300
 _N_STRONGEST = 4
 _KINDS = {
@@ -42,6 +42,13 @@ _KINDS = {
     "A": "layer {layer}, after attention",
     "M": "layer {layer}, FFN block",
     "I": "layer {layer}, after the FFN",
+}
+_EDGES = {
+    EdgeKind.ATTENTION: "attention",
+    EdgeKind.RESIDUAL_TO_MID: "residual past attention",
+    EdgeKind.INTO_FFN: "into the FFN",
+    EdgeKind.OUT_OF_FFN: "FFN",
+    EdgeKind.RESIDUAL_TO_POST: "residual past the FFN",
 }
 _EFFECT_HELP = "In logits. Only what is written to the target's own column has a direct effect on its logits."
 
@@ -97,7 +104,7 @@ def _how_to_read(compared: Comparison, names: tuple[str, str]) -> None:
         heads = compared.edges.heads_by_change(edge)
         through = f" by H{heads[0][0]}" if heads else ""
         strongest_ones.button(
-            f"L{compared.edges.layer[edge]} {wanted['key']}{through}, {escaped(words)}: **{signed(after - before)}**",
+            f"L{compared.edges.layer[edge]} {_EDGES[EdgeKind(compared.edges.kind[edge])]}{through}, {escaped(words)}: **{signed(after - before)}**",
             key=f"compare_strongest_{edge}",
             type="tertiary",
             on_click=difference.choose,
@@ -117,9 +124,7 @@ def _node(service: Service, question: CompareTraces, compared: Comparison, names
     reports = [
         None
         if node is None
-        else service.engine.answer(
-            InspectNode(key, node.name, _LOOKED_AT, _LOOKED_AT, normalize=through_norm, logit=_logit(compared, side))
-        )
+        else service.engine.answer(InspectNode(key, node.name, _LOOKED_AT, _EFFECTS, normalize=through_norm, logit=_logit(compared, side)))
         for side, (key, node) in enumerate(zip(question.trace, nodes, strict=True))
     ]
     if shown.kind != "X":
@@ -143,8 +148,7 @@ def _words(reports: Sequence[NodeReport | None], names: tuple[str, str], tab: st
         tables = [None if report is None else report.top for report in reports]
         tokens(tables, names, probabilities=True, key="compare_top")
     else:
-        tables = [None if report is None else report.promoted if tab == "Promoted" else report.suppressed for report in reports]
-        tokens(tables, names, probabilities=False, key=f"compare_{tab.lower()}")
+        effects_of([None if report is None else (report.promoted, report.suppressed) for report in reports], names, tab, "compare_node")
 
 
 def _edge(service: Service, question: CompareTraces, compared: Comparison, names: tuple[str, str], selected: Mapping[str, Any]) -> None:
@@ -190,30 +194,43 @@ def _head(service: Service, question: CompareTraces, compared: Comparison, names
     through_norm = normalize.toggle("compare_normalize")
     reports: list[HeadReport] = []
     for trace, target, conversation in zip(question.trace, compared.targets, session.compared_heads(), strict=True):
-        report = waiting.answer(
-            service, conversation, InspectHead(trace, layer, head, target, n_effects=_LOOKED_AT, normalize=through_norm)
-        )
+        report = waiting.answer(service, conversation, InspectHead(trace, layer, head, target, n_effects=_EFFECTS, normalize=through_norm))
         if report is None:
             # The other is asked when this one is there: two bars at once would only take each other's place.
             return
         reports.append(report)
     for name, tab in zip(("Promoted", "Suppressed"), st.tabs(["Promoted", "Suppressed"]), strict=True):
         with tab:
-            tables = [report.promoted if name == "Promoted" else report.suppressed for report in reports]
-            tokens(tables, names, probabilities=False, key=f"compare_head_{name.lower()}")
+            effects_of([(report.promoted, report.suppressed) for report in reports], names, name, "compare_head")
     _open(question, compared, names, [Selected(f"A{layer}_{target}") for target in compared.targets])
 
 
 # --- tables with both sides
 
 
-def merged(tables: Sequence[TokenTable | None], probabilities: bool, shown: int = _SHOWN) -> pd.DataFrame:
-    """The first tokens of both, by the larger number; a side's cell is empty where a token is not among the first it was asked for."""
+def effects_of(sides: Sequence[tuple[TokenTable | None, TokenTable | None] | None], names: tuple[str, str], tab: str, key: str) -> None:
+    """What both sides promote most, or suppress most, whatever the other does with it."""
+    chosen, others = (0, 1) if tab == "Promoted" else (1, 0)
+    tables = [None if side is None else side[chosen] for side in sides]
+    rest = [None if side is None else side[others] for side in sides]
+    tokens(tables, names, probabilities=False, key=f"{key}_{tab.lower()}", rest=rest)
+
+
+def merged(
+    tables: Sequence[TokenTable | None], probabilities: bool, rest: Sequence[TokenTable | None] = (None, None), shown: int = _SHOWN
+) -> pd.DataFrame:
+    """The first tokens of both, by the larger number; a side's cell is empty where it has the token neither there nor in `rest`."""
     values: list[dict[str, float]] = []
-    for table in tables:
-        numbers = None if table is None else table.probabilities if probabilities else table.scores
-        values.append({} if table is None or numbers is None else dict(zip(map(visible, table.texts), map(float, numbers), strict=True)))
-    texts = dict.fromkeys(text for side in values for text in list(side)[:shown])
+    firsts: list[str] = []
+    for table, more in zip(tables, rest, strict=True):
+        side: dict[str, float] = {}
+        for known in (more, table):
+            numbers = None if known is None else known.probabilities if probabilities else known.scores
+            if known is not None and numbers is not None:
+                side |= zip(map(visible, known.texts), map(float, numbers), strict=True)
+        values.append(side)
+        firsts += [] if table is None else map(visible, table.texts[:shown])
+    texts = dict.fromkeys(firsts)
     frame = pd.DataFrame({"token": list(texts)})
     for name, side in zip(("first", "second"), values, strict=True):
         frame[name] = [side.get(text, np.nan) for text in texts]
@@ -222,12 +239,18 @@ def merged(tables: Sequence[TokenTable | None], probabilities: bool, shown: int 
     return frame.iloc[order].reset_index(drop=True)
 
 
-def tokens(tables: Sequence[TokenTable | None], names: tuple[str, str], probabilities: bool, key: str) -> None:
+def tokens(
+    tables: Sequence[TokenTable | None],
+    names: tuple[str, str],
+    probabilities: bool,
+    key: str,
+    rest: Sequence[TokenTable | None] = (None, None),
+) -> None:
     """Tokens with a number for each side and its change."""
     what = "Probability, if this were the last layer." if probabilities else "How much what is written here changes the token's logit."
     number = "%.3f" if probabilities else "%+.3f"
     st.dataframe(
-        merged(tables, probabilities),
+        merged(tables, probabilities, rest),
         hide_index=True,
         height=_HEIGHT,
         placeholder="",
@@ -269,8 +292,9 @@ def _head_table(
     heads = sorted({*shares[0], *shares[1]}, key=lambda head: -abs(shares[1].get(head, 0.0) - shares[0].get(head, 0.0)))
     first, second = ([side.get(head, np.nan) for head in heads] for side in shares)
     columns: dict[str, Any] = {"head": [f"L{layer} H{head}" for head in heads], "first": first, "second": second}
-    columns["change"] = np.array(second) - np.array(first)
-    if effects is not None:
+    if effects is None:
+        columns["change"] = np.array(second) - np.array(first)
+    else:
         columns["first effect"], columns["second effect"] = ([side.get(head, np.nan) for head in heads] for side in effects)
     share = "Contribution to the node after attention, before the threshold."
     effect = "Direct effect on what is in question, in logits."
@@ -285,8 +309,8 @@ def _head_table(
             "first": st.column_config.NumberColumn(names[0], format="%.3f", width=70, help=share),
             "second": st.column_config.NumberColumn(names[1], format="%.3f", width=70, help=share),
             "change": st.column_config.NumberColumn("change", format="%+.3f", width=66, help="Second less first."),
-            "first effect": st.column_config.NumberColumn(f"effect in {names[0]}", format="%+.2f", help=effect),
-            "second effect": st.column_config.NumberColumn(f"effect in {names[1]}", format="%+.2f", help=effect),
+            "first effect": st.column_config.NumberColumn("effect 1", format="%+.2f", width=66, help=f"In {names[0]}. {effect}"),
+            "second effect": st.column_config.NumberColumn("effect 2", format="%+.2f", width=66, help=f"In {names[1]}. {effect}"),
         },
     )
 

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from app import session
 from app.markup import plotly_text
 from app.panels import csv_file, difference, token_tables
 from llm_tt.analysis.comparison import Comparison, Floats
@@ -212,7 +213,7 @@ def text_figure(compared: Comparison, names: tuple[str, str]) -> go.Figure:
 
 def parts(compared: Comparison, names: tuple[str, str]) -> None:
     """Layers x heads and FFN blocks by one measure, as a map to be clicked and as a table to be sorted."""
-    st.session_state.setdefault("compare_measure", st.session_state.get("compare_measure_kept", "Direct effect"))
+    session.hold("compare_measure", "Direct effect")
     measure = st.segmented_control(
         "By",
         list(_MEASURES),
@@ -221,7 +222,6 @@ def parts(compared: Comparison, names: tuple[str, str]) -> None:
         help="Flow: what share of the routes passes through a head or a block. Contribution: how much of the stream at the target comes from "
         "it. Direct effect: how much it adds to the logit in question.",
     )
-    st.session_state.compare_measure_kept = measure
     measure = measure or "Direct effect"
     st.caption(
         f"{_MEASURES[measure][1]} Blue: more in {names[1]}, orange: less. Click a head to see it in both, and its edges in the graph."
@@ -407,7 +407,7 @@ def drift(compared: Comparison) -> None:
     if np.isnan(compared.cosine).all():
         st.info("The two models' residual streams are of different widths: they cannot be compared.", icon=":material/info:")
         return
-    st.session_state.setdefault("compare_drift", st.session_state.get("compare_drift_kept", "Direction"))
+    session.hold("compare_drift", "Direction")
     kind = st.segmented_control(
         "What",
         ["Direction", "Length"],
@@ -415,7 +415,6 @@ def drift(compared: Comparison) -> None:
         required=True,
         help="Direction: cosine of the two streams, 1 where they point the same way. Length: that of the second's stream by that of the first's.",
     )
-    st.session_state.compare_drift_kept = kind
     st.plotly_chart(drift_figure(compared, kind != "Length"), width="stretch", key="compare_drift_chart", config=_CHART)
     csv_file.button(
         lambda: drift_csv(compared),

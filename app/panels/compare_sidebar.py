@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
+from app import session
 from app.panels import chat
 from app.session import Service
 from llm_tt.analysis.alignment import ABSENT
@@ -102,7 +103,7 @@ def examples() -> tuple[Example, ...]:
 
 def show(service: Service, last: Comparison | None) -> Choices:
     """`last`: the comparison that is shown, for its tokens to be chosen from."""
-    _restore(service)
+    _hold(service)
     with st.sidebar:
         st.markdown("### llm-tt", width="content")
         with st.container(key="choices"):
@@ -118,15 +119,7 @@ def show(service: Service, last: Comparison | None) -> Choices:
             _examples(service)
             models = _models(service, two=mode != PROMPTS)
             prompts = _prompts(service, models, two=mode != MODELS)
-            threshold, mass = _kept_edges()
-            renormalize = st.toggle(
-                "Renormalise",
-                key="compare_renormalize",
-                help="Divide the contributions that were kept at a node by their sum, for the flow through heads and blocks. Changes of edges are "
-                "those of contributions as they are, either way.",
-            )
             token, contrast = _question(last)
-    _keep()
     keys: list[TraceKey | None] = []
     for side, model, prompt in zip(_SIDES, models, prompts, strict=True):
         has_text = bool(prompt.strip()) if isinstance(prompt, str) else any(message.content.strip() for message in prompt)
@@ -135,7 +128,11 @@ def show(service: Service, last: Comparison | None) -> Choices:
         names = ("first prompt", "second prompt")
     else:
         names = models[0].name, models[1].name
-    return Choices((keys[0], keys[1]), names, threshold, mass, renormalize, token, contrast)
+    # Of controls that stand above the graph and may not be drawn yet.
+    state = st.session_state
+    mass = state.compare_mass if state.compare_keep == _BY_MASS else None
+    threshold = DEFAULT_THRESHOLD if mass is not None else state.compare_threshold
+    return Choices((keys[0], keys[1]), names, threshold, mass, state.compare_renormalize, token, contrast)
 
 
 def choose(service: Service, first: TraceKey, second: TraceKey) -> list[str]:
@@ -193,17 +190,9 @@ def _defaults(service: Service) -> dict[str, Any]:
     }
 
 
-def _restore(service: Service) -> None:
-    kept: dict[str, Any] = st.session_state.get("compare_kept") or _defaults(service)
-    for key, value in kept.items():
-        st.session_state.setdefault(key, value)
-    st.session_state.compare_kept = kept
-
-
-def _keep() -> None:
-    """Streamlit forgets widgets that are not drawn, as while another page is shown."""
-    kept = st.session_state.compare_kept
-    st.session_state.compare_kept = {key: st.session_state.get(key, value) for key, value in kept.items()}
+def _hold(service: Service) -> None:
+    for key, value in _defaults(service).items():
+        session.hold(key, value)
 
 
 # --- its parts
@@ -349,41 +338,45 @@ def _continuation(side: Side, model: ModelKey, prompt: Prompt) -> tuple[int, ...
     return kept[2] if kept is not None and kept[:2] == (model.name, prompt) else ()
 
 
-def _kept_edges() -> tuple[float, float | None]:
-    """How much of both graphs: the threshold, or the share of the flow that takes its place."""
-    by_mass = (
-        st.segmented_control(
+def pruning() -> None:
+    """How much of both graphs, in a row above them: edges above a threshold, or as few as carry a share of the flow; renormalised or not."""
+    with st.container(horizontal=True, vertical_alignment="center", key="compare_pruning"):
+        keep = st.segmented_control(
             "Keep",
             [_BY_THRESHOLD, _BY_MASS],
             key="compare_keep",
             required=True,
-            width="stretch",
+            label_visibility="collapsed",
             help="Which edges each of the two graphs has: those that contribute more than a threshold to their node; or as few as carry a share of "
             "the whole flow.",
         )
-        == _BY_MASS
-    )
-    if by_mass:
-        mass = st.segmented_control(
-            "Share of the flow",
-            _MASSES,
-            key="compare_mass",
-            required=True,
-            format_func=lambda mass: f"{mass:.0%}".replace("%", " %"),
-            width="stretch",
-            help="Each graph is made of the edges with the largest flow, as few as carry this share to the tokens.",
+        if keep == _BY_MASS:
+            st.segmented_control(
+                "Share of the flow",
+                _MASSES,
+                key="compare_mass",
+                required=True,
+                label_visibility="collapsed",
+                format_func=lambda mass: f"{mass:.0%}".replace("%", " %"),
+                help="Each graph is made of the edges with the largest flow, as few as carry this share to the tokens.",
+            )
+        else:
+            st.slider(
+                "Threshold",
+                min_value=0.01,
+                max_value=0.1,
+                step=0.005,
+                format="%.3f",
+                key="compare_threshold",
+                label_visibility="collapsed",
+                help="An edge is drawn when it contributes more than this share to its node, in one of the two at least. Lower shows more edges.",
+            )
+        st.toggle(
+            "Renormalise",
+            key="compare_renormalize",
+            help="Divide the contributions that were kept at a node by their sum, for the flow through heads and blocks. Changes of edges are "
+            "those of contributions as they are, either way.",
         )
-        return DEFAULT_THRESHOLD, mass
-    threshold = st.slider(
-        "Threshold",
-        min_value=0.01,
-        max_value=0.1,
-        step=0.005,
-        format="%.3f",
-        key="compare_threshold",
-        help="An edge is drawn when it contributes more than this share to its node, in one of the two at least. Lower shows more edges.",
-    )
-    return threshold, None
 
 
 def _question(last: Comparison | None) -> tuple[int | str | None, int | str | None]:

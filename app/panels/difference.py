@@ -115,13 +115,7 @@ def frame(
     change = edges.change.astype(np.float32)
     weight = np.nanmax(edges.contribution, axis=1) if len(edges) else np.zeros(0)
     side = np.where(edges.is_drawn.all(axis=1), 0, np.where(edges.is_drawn[:, 0], 1, 2))
-    heads, head_weight, head_change, starts = [], [], [], [0]
-    for edge in range(len(edges)):
-        for head, before, after in edges.heads_by_change(edge)[:_HEADS] if edges.kind[edge] == EdgeKind.ATTENTION else []:
-            heads.append(head)
-            head_weight.append(max(before, after))
-            head_change.append(after - before)
-        starts.append(len(heads))
+    starts, heads, by_head = edges.strongest_heads(_HEADS)
     first, second = compared.graphs
     roles: list[str | None] = [
         compared.prompts[0 if one != ABSENT else 1].roles[one if one != ABSENT else other] for one, other in compared.columns.tolist()
@@ -150,12 +144,12 @@ def frame(
         "source": source.astype(np.uint32),
         "destination": destination.astype(np.uint32),
         "weight": weight.astype(np.float32),
-        "heads_start": np.array(starts, np.uint32),
-        "head": np.array(heads, np.uint16),
-        "head_weight": np.array(head_weight, np.float32),
+        "heads_start": starts.astype(np.uint32),
+        "head": heads.astype(np.uint16),
+        "head_weight": by_head.max(axis=1, initial=0.0).astype(np.float32),
         "effect": change,
         "side": side.astype(np.uint8),
-        "head_effect": np.array(head_change, np.float32),
+        "head_effect": (by_head[:, 1] - by_head[:, 0]).astype(np.float32),
     }
     return pack(header, arrays)
 

@@ -16,6 +16,16 @@ from llm_tt.engine.messages import CompareTraces, TraceKey
 
 _STYLE = """<style>
 .st-key-compare_strongest button { min-height: 1.8rem; text-align: left; }
+.st-key-compare_pruning { gap: 0.5rem 1.25rem; }
+.st-key-compare_pruning .st-key-compare_threshold { min-width: 7rem; flex: 1 1 7rem; }
+/* Below the menu of the pages. */
+[data-testid="stMainBlockContainer"] { padding-top: 4.25rem; }
+.st-key-side { top: 4.25rem; max-height: calc(100vh - 5rem); }
+@media (max-width: 1200px) {
+  .st-key-compare_mode button { padding-inline: 0.4rem; }
+  .st-key-compare_pruning { gap: 0.4rem 0.6rem; }
+  .st-key-compare_pruning button { padding-inline: 0.5rem; }
+}
 </style>"""
 _TABS = ("Along the text", "Heads and blocks", "Residual stream", "Edges", "Answers", "Tuning")
 
@@ -81,6 +91,7 @@ def _page(service: Service, choices: Choices, question: CompareTraces, compared:
         st.markdown(f"**{escaped(names[0])} \u2192 {escaped(names[1])}** :small[:gray[{escaped(alignment(compared))}]]")
         for note in compared.notes:
             st.caption(escaped(note))
+        compare_sidebar.pruning()
         if compared.has_like_parts:
             difference.show(question, compared, names)
             if not len(compared.edges):

@@ -117,12 +117,13 @@ def to_svg(chart: Chart) -> str:
         path = f"M{_LEFT} {_TOP + _SIZE}L{_LEFT + _SIZE} {_TOP}"
         parts.append(f'<path d="{path}" stroke="currentColor" stroke-opacity=".5" stroke-dasharray="4 4"/>')
     for index, line in enumerate(chart.lines):
-        parts += _drawn(chart, line, COLOURS[index % len(COLOURS)])
+        # The first ones wider, so that lines in one place are all seen.
+        parts += _drawn(chart, line, COLOURS[index % len(COLOURS)], width=min(1 + len(chart.lines) - index, 5))
     return "\n".join([*parts, "</svg>"])
 
 
-def _drawn(chart: Chart, line: Line, colour: str) -> list[str]:
-    parts = [f'<path d="{_path(line, chart.steps)}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>']
+def _drawn(chart: Chart, line: Line, colour: str, width: int) -> list[str]:
+    parts = [f'<path d="{_path(line, chart.steps)}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"/>']
     for (low, high), (x, _) in zip(line.intervals, line.points, strict=False):
         place, bottom, top = _place((x, 0))[0], _place((0, low))[1], _place((0, high))[1]
         parts.append(f'<path d="M{place} {bottom}V{top}" stroke="{colour}" stroke-opacity=".5"/>')

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import numpy as np
 import numpy.typing as npt
@@ -79,8 +81,9 @@ def compare(
     heads, blocks = zip(*(_at_target(trace, position) for trace, position in zip(traces, targets, strict=True)), strict=True)
     effects = _effects(traces, targets, aligned_by, token, contrast, notes)
     progress("Comparing predictions", _CONTRIBUTED)
-    divergence, following, ranks = _predictions(traces, pairs, aligned_by, within(progress, _CONTRIBUTED, _PREDICTED))
-    cosine, norm_ratio = _streams(traces, pairs) if has_like_parts else (np.zeros((0, len(pairs))), np.zeros((0, len(pairs))))
+    divergence, following, ranks, cosine, norm_ratio = _along(
+        traces, pairs, aligned_by, has_like_parts, within(progress, _CONTRIBUTED, _PREDICTED)
+    )
     choices = _choices(traces, targets, aligned_by, n_predictions)
     progress("Compared", 1.0)
     return Comparison(
@@ -296,10 +299,10 @@ class _Contributions:
         """Write those of one layer's edges in one of the traces."""
         table, source, destination = table_of(trace), self.source[:, side], self.destination[:, side]
         is_here = (self.layer == layer) & (source != ABSENT) & (destination != ABSENT)
-        into_mid = is_here & (self.kind <= EdgeKind.RESIDUAL_TO_MID)
+        into_mid = np.flatnonzero(is_here & (self.kind <= EdgeKind.RESIDUAL_TO_MID))
         positions = np.unique(destination[into_mid]).tolist()
         for position, row in zip(positions, table.attention(trace, layer, positions), strict=True):
-            for edge in np.flatnonzero(into_mid & (destination == position)):
+            for edge in into_mid[destination[into_mid] == position].tolist():
                 if self.kind[edge] == EdgeKind.RESIDUAL_TO_MID:
                     self.contribution[edge, side] = row.residual
                     continue
@@ -307,10 +310,10 @@ class _Contributions:
                 self.contribution[edge, side] = float(by_head.sum())
                 # Some models have fewer heads in some layers.
                 self.heads[edge, side, : len(by_head)] = by_head
-        out = is_here & (self.kind > EdgeKind.RESIDUAL_TO_MID)
+        out = np.flatnonzero(is_here & (self.kind > EdgeKind.RESIDUAL_TO_MID))
         positions = np.unique(destination[out]).tolist()
         for position, (ffn, residual) in zip(positions, table.ffn(trace, layer, positions), strict=True):
-            own = out & (destination == position)
+            own = out[destination[out] == position]
             self.contribution[own, side] = np.where(self.kind[own] == EdgeKind.RESIDUAL_TO_POST, residual, ffn)
 
 
@@ -326,7 +329,35 @@ def _at_target(trace: Trace, target: int) -> tuple[Floats, Floats]:
     return heads, ffn
 
 
-# --- predictions
+# --- predictions and streams, which depend on neither threshold nor question
+
+_Along = tuple[Floats, Floats, npt.NDArray[np.int64], Floats, Floats]
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    second: ReferenceType[Trace]
+    pairs: bytes
+    along: _Along
+
+
+_kept: WeakKeyDictionary[Trace, _Kept] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _along(traces: _Traces, pairs: Positions, aligned_by: Alignment, has_like_parts: bool, progress: Progress) -> _Along:
+    """Divergence, probability and rank of what follows, cosine and ratio of lengths; kept with the first trace for the last one it met."""
+    with _lock:
+        kept = _kept.get(traces[0])
+    if kept is not None and kept.second() is traces[1] and kept.pairs == pairs.tobytes():
+        return kept.along
+    divergence, following, ranks = _predictions(traces, pairs, aligned_by, progress)
+    nothing = np.zeros((0, len(pairs)))
+    cosine, norm_ratio = _streams(traces, pairs) if has_like_parts else (nothing, nothing)
+    along = divergence, following, ranks, cosine, norm_ratio
+    with _lock:
+        _kept[traces[0]] = _Kept(ref(traces[1]), pairs.tobytes(), along)
+    return along
 
 
 def _predictions(

@@ -59,6 +59,15 @@ class EdgeChanges:
         order = np.argsort(-np.abs(values[1] - values[0]), kind="stable").tolist()
         return [(head, float(values[0, head]), float(values[1, head])) for head in order if values[:, head].any()]
 
+    def strongest_heads(self, most: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
+        """Of every edge at once the heads that changed most: [E + 1] where each edge's begin, [K] heads, [K, 2] their contributions."""
+        values = np.nan_to_num(self.heads.astype(np.float64))
+        order = np.argsort(-np.abs(values[:, 1] - values[:, 0]), axis=1, kind="stable")[:, :most]
+        found = np.take_along_axis(values, order[:, None], axis=2)
+        is_there = found.any(axis=1)
+        starts = np.concatenate([[0], np.cumsum(is_there.sum(axis=1))])
+        return starts, order[is_there], found.transpose(0, 2, 1)[is_there]
+
     def name(self, edge: int, side: int = 0) -> tuple[str, str, str]:
         """(from, to, key) of an edge as `FlowGraph.to_networkx` names it, by the positions of one of the traces."""
         return edge_name(EdgeKind(self.kind[edge]), int(self.layer[edge]), int(self.source[edge, side]), int(self.destination[edge, side]))

@@ -311,7 +311,13 @@ def tables_of(report: EvaluationReport) -> list[Table]:
         made.append(Table("Confusion (rows: label; columns: predicted)", ("", *m.predicted_names), cells))
         if len(m.curves) > 1:
             rows = tuple((c.label, str(c.n), str(c.auc), str(c.average_precision), str(c.ece), str(c.brier)) for c in m.curves)
-            made.append(Table("Each label against the rest", ("label", "rows", "ROC AUC", "average precision", "ECE", "Brier score"), rows))
+            made.append(
+                Table(
+                    "Each label against the rest",
+                    ("label against the rest", "rows", "ROC AUC", "average precision", "ECE", "Brier score"),
+                    rows,
+                )
+            )
         if m.bins:
             bins = tuple((f"{b.low:.1f} to {b.high:.1f}", str(b.n), f"{b.confidence:.3f}", f"{b.accuracy:.3f}") for b in m.bins)
             made.append(Table("Calibration", ("confidence", "rows", "mean confidence", "accuracy"), bins))
@@ -352,7 +358,8 @@ th, td { text-align: left; padding: .25rem .75rem; border-bottom: 1px solid #888
 td { font-variant-numeric: tabular-nums; }
 h2 { font-size: 1.1rem; margin: 1.5rem 0 0; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; margin: 1rem 0; }
-figure { margin: 0; max-width: 23rem; }
+.wide { overflow-x: auto; }
+figure { margin: 0; max-width: 19.5rem; }
 figcaption { font-weight: 600; }
 svg { max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
@@ -372,7 +379,9 @@ def as_html(title: str, tables: Sequence[Table], notes: Sequence[str], charts: S
     for place, table in enumerate(tables):
         head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
         body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-        parts.append(f"<h2>{escape(table.title)}</h2>\n<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>")
+        parts.append(
+            f'<h2>{escape(table.title)}</h2>\n<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+        )
         if place == 0 and drawn:
             parts.append(f"<h2>Curves</h2>\n{drawn}")
     if notes:

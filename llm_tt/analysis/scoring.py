@@ -142,6 +142,13 @@ class Scoring:
     def values(self) -> tuple[str, ...]:
         return tuple(label.value for label in self.labels)
 
+    @property
+    def n_generated(self) -> int:
+        """Tokens that the model writes for one row, at most."""
+        if self.reasoning is not None:
+            return self.reasoning.n_tokens
+        return self.n_tokens if self.kind == "generate" else 0
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
@@ -238,9 +245,7 @@ def prepare(llm: TransparentLlm, data: DataSet, template: Template, scoring: Sco
             problems.append(Problem(row.number, sentence))
             continue
         room = llm.info.n_ctx
-        needed = len(example.prompt_ids) + scoring.n_tokens if scoring.kind == "generate" else example.longest
-        if tail is not None and scoring.reasoning is not None:
-            needed += scoring.reasoning.n_tokens + len(tail.ask)
+        needed = example.longest + scoring.n_generated + (0 if tail is None else len(tail.ask))
         if needed > room:
             problems.append(
                 Problem(

@@ -108,7 +108,9 @@ class StrategyComparison:
     def to_html(self, more: Sequence[Table] = ()) -> str:
         """more: as in `to_text`."""
         examples = (self.differing_table(),) if self.differing else ()
-        return as_html(" against ".join(self.names), (*self.tables(), *more, *examples), self.all_notes(), self.charts())
+        return as_html(
+            f"{len(self.names)} ways to ask on {self.reports[0].data}", (*self.tables(), *more, *examples), self.all_notes(), self.charts()
+        )
 
     def to_csv(self) -> str:
         """One line a row that all answered: what each predicted, and whether it is right."""

@@ -192,10 +192,10 @@ class Evaluations:
 
     def _require_allowed(self, template: Template, scoring: Scoring) -> None:
         self._require_template(template)
-        if scoring.n_tokens > MOST_TOKENS:
-            raise RequestError(f"{scoring.n_tokens} tokens are to be generated for each row. Ask for {MOST_TOKENS} or fewer.")
+        if scoring.n_generated > MOST_TOKENS:
+            raise RequestError(f"{scoring.n_generated} tokens are to be generated for each row. Ask for {MOST_TOKENS} or fewer.")
         longest = max((label.word for label in scoring.labels), key=len, default="")
-        if self._config.demo_mode and (scoring.kind == "generate" or len(longest) > _MOST_WORD):
+        if self._config.demo_mode and (scoring.n_generated or len(longest) > _MOST_WORD):
             raise RequestError("This server generates no text for data sets and takes short label words only. Score by label words.")
         limit = self._config.max_user_string_length
         if limit is not None and len(longest) > limit:

@@ -27,6 +27,7 @@ from llm_tt.engine.messages import (
     Continue,
     DataPreview,
     EdgeReport,
+    EstimateTrace,
     Evaluate,
     Evaluation,
     ExplainErrors,
@@ -71,6 +72,7 @@ from llm_tt.lens.direct_effects import DirectEffects
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.models import places
 from llm_tt.models.continuation import Continuation, GeneratedToken
+from llm_tt.models.estimates import Pace, TraceEstimate
 from llm_tt.models.places import Place
 from llm_tt.progress import Cancelled, Progress, silent, within
 
@@ -86,7 +88,7 @@ _LOADING, _TRACING = 0.7, 0.95
 """Fractions of an explanation's progress at which the model is loaded, and traced, when nothing is cached"""
 
 
-_ABOUT_ONE_PART = (InspectHead, ReadHeads, CheckTrace, LensGridOf, TrajectoriesOf, PreviewData, PreviewPrompt)
+_ABOUT_ONE_PART = (InspectHead, ReadHeads, CheckTrace, LensGridOf, TrajectoriesOf, PreviewData, PreviewPrompt, EstimateTrace)
 """What a click on a page that is there asks: it waits for no other prompt"""
 _ABOUT_MANY_PROMPTS = (Evaluate, ExplainErrors)
 """What takes minutes: one of them at a time, and nothing else waits for it"""
@@ -99,6 +101,9 @@ _MAX_READINGS = 64
 _LENS_BUDGET = 64 * 2**20
 """Bytes of grids and trajectories to keep: each reads the whole unembedding once for every layer"""
 
+
+LONG_PROMPT = 512
+"""Tokens from which on what a trace will cost is known before it is made"""
 
 _SALIENCY_BUDGET = 8 * 2**20
 """Bytes of saliency to keep: small, but hundreds of runs of the model"""
@@ -115,6 +120,13 @@ class _Traced:
     trace: Trace
     loaded: Loaded
     seconds: float
+
+
+@dataclass
+class _KnownPace:
+    """Of a model on this machine; better known with every trace."""
+
+    pace: Pace
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +170,7 @@ class LocalEngine:
         self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
         self._roles: Cache[tuple[ModelSpec, Any, tuple[int, ...]], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
         self._checks: Cache[tuple[ModelSpec, Any, tuple[int, ...], int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
+        self._paces: Cache[ModelSpec, _KnownPace] = Cache(_MAX_READINGS, lambda pace: 1)
         self._generated: Generated[tuple[ModelSpec, Any]] = Generated()
         self._evaluations = Evaluations(config, self._models)
         self._jobs = JobQueue(n_workers)
@@ -204,6 +217,8 @@ class LocalEngine:
     def answer(self, question: LookAt, progress: Progress = silent) -> Place: ...
     @overload
     def answer(self, question: AddModel, progress: Progress = silent) -> AddedModel: ...
+    @overload
+    def answer(self, question: EstimateTrace, progress: Progress = silent) -> TraceEstimate: ...
     @overload
     def answer(self, question: ListLoaded, progress: Progress = silent) -> MemoryReport: ...
     @overload
@@ -255,6 +270,8 @@ class LocalEngine:
                     return self._explain(question, progress)
                 case Continue():
                     return self._continue(question, progress, so_far)
+                case EstimateTrace():
+                    return self._estimate(question.trace, progress)
                 case ReadContinuation():
                     return inspection.read_continuation(self._traced(question.trace, progress).trace)
                 case InspectNode():
@@ -455,15 +472,40 @@ class LocalEngine:
         loaded = self._models.load(key.model, within(progress, 0.0, _LOADING))
 
         def trace(progress: Progress) -> _Traced:
+            pace: _KnownPace | None = None
+            if loaded.model.prompt(key.prompt, key.continuation).n_tokens >= LONG_PROMPT:
+                # Before the model is busy with it: whoever waits for the trace asks what it will cost.
+                pace = self._pace(loaded, within(progress, 0.0, 0.1))
             started = time.monotonic()
             result = loaded.model.trace(key.prompt, progress, key.continuation)
-            return _Traced(result, loaded, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            if pace is not None:
+                pace.pace = pace.pace.after(result.n_tokens, seconds)
+            return _Traced(result, loaded, seconds)
 
         traced = self._traces.get((self._models.spec(key.model), key.prompt, key.continuation), trace, within(progress, _LOADING, _TRACING))
         # The model may have been dropped meanwhile; those who did so did not see this trace.
         if not self._models.holds(traced.loaded):
             self._forget_orphans()
         return traced
+
+    def _pace(self, loaded: Loaded, progress: Progress) -> _KnownPace:
+        def measure(progress: Progress) -> _KnownPace:
+            from llm_tt.models.pace import measured_pace
+
+            return _KnownPace(measured_pace(loaded.model, progress))
+
+        return self._paces.get(self._models.spec(loaded.key), measure, progress)
+
+    def _estimate(self, key: TraceKey, progress: Progress) -> TraceEstimate:
+        self._require_allowed(key)
+        loaded = self._models.load(key.model, within(progress, 0.0, _LOADING))
+        n_tokens = loaded.model.prompt(key.prompt, key.continuation).n_tokens
+        pace = self._pace(loaded, within(progress, _LOADING, 1.0)).pace
+
+        from llm_tt.models.pace import estimate_trace
+
+        return estimate_trace(loaded.model, n_tokens, pace)
 
     # --- answers
 

@@ -27,6 +27,7 @@ from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Token
 from llm_tt.lens.layer_tables import LensGrid, Points, Trajectories
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.continuation import Continuation
+from llm_tt.models.estimates import TraceEstimate
 from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place
 from llm_tt.text import ChatMessage, Prompt
@@ -356,6 +357,13 @@ class AddModel:
 
 
 @dataclass(frozen=True)
+class EstimateTrace:
+    """What tracing a prompt will cost in memory and time, before it is traced."""
+
+    trace: TraceKey
+
+
+@dataclass(frozen=True)
 class ListLoaded:
     """Which models are in memory, and how much of it there is."""
 
@@ -373,6 +381,7 @@ Question = (
     | LookAt
     | AddModel
     | ListLoaded
+    | EstimateTrace
     | InspectHeads
     | InspectHead
     | InspectNeurons
@@ -697,4 +706,5 @@ Answer = (
     | Evaluation
     | CellExplanation
     | Comparison
+    | TraceEstimate
 )

@@ -17,6 +17,7 @@ from made_tokenizers import byte_level_tokenizer, metaspace_tokenizer
 from peft import PeftModel
 
 import llm_tt
+from llm_tt.analysis import comparing
 from llm_tt.analysis.comparison import ABSENT
 from llm_tt.demo import ADAPTER_DIR, DATA_DIR, MODEL_DIR, pair
 from llm_tt.demo.evaluation import load
@@ -148,6 +149,19 @@ def test_graphs_may_be_cut_by_mass_and_renormalised(trace: Callable, other: Call
         np.testing.assert_allclose(compared.head_flow[side], llm_tt.propagate(graph).by_head(first.model.info.n_heads))
     np.testing.assert_array_equal(compared.edges.contribution, plain.edges.contribution)
     assert not np.array_equal(compared.head_flow[0], plain.head_flow[0])
+
+
+def test_another_threshold_predicts_nothing_anew(trace: Callable, other: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = trace("gpt2", N_TOKENS), other("gpt2")
+    before = llm_tt.compare(first, second)
+    with monkeypatch.context() as patched:
+        patched.setattr(comparing, "_predictions", lambda *arguments: pytest.fail("predicted again"))
+        after = llm_tt.compare(first, second, threshold=0.01)
+    np.testing.assert_array_equal(after.divergence, before.divergence)
+    # Another text is another one.
+    third = first.model.trace(families.token_ids(N_TOKENS)[:-1])
+    assert len(llm_tt.compare(first, third).divergence) == N_TOKENS - 1
+    np.testing.assert_allclose(llm_tt.compare(first, second).divergence, before.divergence)
 
 
 def test_two_tokenizers_are_compared_by_characters(model: Callable, plain: Callable) -> None:

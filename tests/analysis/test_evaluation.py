@@ -357,3 +357,19 @@ def test_reports_are_free_of_torch() -> None:
     code = "import sys; import llm_tt.analysis.evaluation_report, llm_tt.analysis.evaluation; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "False"
+
+
+def test_of_more_labels_each_has_its_numbers_and_lines(base: TransparentLlm) -> None:
+    rows = [Row(k, {"q": f"The capital of {country} is", "label": city}) for k, (country, city) in enumerate(CITIES * 2, start=1)]
+    found = evaluate(base, DataSet("x", tuple(rows)), "{q}", Scoring("labels", parse_labels("Paris,Rome,Madrid,Oslo")))
+    (table,) = [table for table in found.tables() if table.title == "Each label against the rest"]
+    assert found.metrics is not None
+    assert [row[0] for row in table.rows] == ["Paris", "Rome", "Madrid"], "no row is Oslo"
+    assert [row[2:] for row in table.rows] == [
+        (str(c.auc), str(c.average_precision), str(c.ece), str(c.brier)) for c in found.metrics.curves
+    ]
+    assert [line.name for line in found.charts()[0].lines] == ["Paris", "Rome", "Madrid"]
+    assert dict(found.figures())["ROC AUC"] == "-"
+
+
+CITIES = [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid")]

@@ -26,6 +26,7 @@ from llm_tt.analysis.comparison import ABSENT, Comparison
 from llm_tt.components.graph.frame import unpack
 from llm_tt.engine.messages import CompareTraces, ModelKey, TraceKey
 from llm_tt.flow.graph import EdgeKind
+from llm_tt.lens import vocabulary
 from llm_tt.lens.vocabulary import top_tokens
 from llm_tt.models.continuation import Continuation
 from llm_tt.text import ChatMessage, visible
@@ -226,7 +227,7 @@ def test_an_edge_has_its_heads_in_both(start: Start, traces: tuple[llm_tt.Trace,
     at = start()
     at.session_state[difference.SELECTION] = {"type": "edge", "key": "attention", "from": "I2_13", "to": "A3_20"}
     answered(at)
-    (heads,) = tables(at, "head", "first", "second", "change", "first effect", "second effect")
+    (heads,) = tables(at, "head", "first", "second", "first effect", "second effect")
     by_name = heads.set_index("head")
     for column, effect, trace in zip(("first", "second"), ("first effect", "second effect"), traces, strict=True):
         shares = llm_tt.attention_contributions(trace, 3, [-1]).edges[0, 13]
@@ -269,6 +270,13 @@ def test_a_head_has_its_numbers_in_both(start: Start, compared: Comparison, trac
     assert f"**{shares[0]:.3f} \u2192 {shares[1]:.3f}**" in words(at)
     promoted = [table for table in tables(at, "token", "first", "second", "change") if table["second"].max() > 1]
     assert promoted[0]["token"][0] == "\u00b7yes"
+    # What one side promotes has its number on the other, though that side does not promote it.
+    for column, trace in zip(("first", "second"), traces, strict=True):
+        written = llm_tt.head_outputs(trace, 3, 20).float()[0]
+        expected = vocabulary.effects(trace.model, written[None], trace.blocks[3].mid([20])[0])[0]
+        for text, shown in zip(promoted[0]["token"], promoted[0][column], strict=True):
+            (token_id,) = [place for place in range(len(expected)) if visible(trace.model.texts([place])[0]) == text]
+            assert shown == pytest.approx(float(expected[token_id]), abs=1e-3)
 
 
 def test_a_selection_that_the_model_lacks_gets_a_sentence(start: Start) -> None:
@@ -387,7 +395,10 @@ def test_answers_with_their_differences(start: Start, models: tuple[llm_tt.Trans
     at.text_area("compare_prompt_first").set_value("Is this payment risky?")
     answered(at)
     assert not [html for html in at.get("html") if "compared-answer" in html.proto.body]
-    assert at.number_input("compare_n_generated").value == 5
+    at.session_state["compare_tab"] = "Edges"
+    assert not answered(at).number_input
+    at.session_state["compare_tab"] = "Answers"
+    assert answered(at).number_input("compare_n_generated").value == 5
 
 
 def test_token_text_that_is_markup_stays_text() -> None:
@@ -423,8 +434,11 @@ def test_what_was_chosen_outlives_a_visit_of_another_page(start: Start) -> None:
     answered(at)
     assert at.text_area("compare_prompt_first").value == "The capital of France is"
     assert at.text_area("compare_first_system_turn").value == "Be brief."
-    assert at.slider("compare_threshold").value == 0.02
     assert at.selectbox("compare_model_second").value == "demo"
+    # The template of the demo model takes no system prompt; what else was chosen is there once it is gone.
+    assert "system" in at.error[0].value
+    at.text_area("compare_first_system_turn").set_value("")
+    assert answered(at).slider("compare_threshold").value == 0.02
 
 
 def test_a_token_that_is_none_is_told_and_can_be_mended(start: Start) -> None:

@@ -16,7 +16,7 @@ from asking import PATIENCE, content
 import llm_tt
 from llm_tt.analysis import evaluation as evaluation_module
 from llm_tt.analysis.rows import Template
-from llm_tt.analysis.scoring import Scoring, parse_labels
+from llm_tt.analysis.scoring import Reasoning, Scoring, parse_labels
 from llm_tt.analysis.strategy_report import compare_reports
 from llm_tt.config import AppConfig, ModelSpec, load_config
 from llm_tt.demo import DATA_DIR
@@ -400,6 +400,8 @@ def test_prompts_that_a_server_does_not_take(make: Callable[..., LocalEngine]) -
                 demo.answer(question, silent)
     with pytest.raises(RequestError, match="generates no text"):
         demo.answer(Evaluate((DEMO,), MIXED, CHAT, Scoring("generate", parse_labels("yes,no"))))
+    with pytest.raises(RequestError, match="generates no text"):
+        demo.answer(Evaluate((DEMO,), MIXED, CHAT, Scoring("labels", parse_labels("yes,no"), reasoning=Reasoning(2))))
     assert demo.answer(Evaluate((DEMO,), DataSource("set", "demo/mixed", limit=5), CHAT, BY_LABELS)).reports[0].n_right == 5
     limited = make(max_user_string_length=12)
     with pytest.raises(RequestError, match="The template has 22 characters, but this server allows 12"):

@@ -159,3 +159,13 @@ def test_memory_that_runs_out_is_a_sentence(model: Model, monkeypatch: pytest.Mo
     monkeypatch.setattr(llm._bridge.original_model, "forward", full)
     with pytest.raises(OutOfMemoryError, match=r"cpu ran out of memory while reading 2 texts of up to 3 tokens. Shorten the texts."):
         reading.read([[5], [5, 6, 7]])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_in_half_precision_batches_are_read_together_too(name: str, model: Model) -> None:
+    llm = model(name, dtype="bfloat16")
+    assert isinstance(llm.batch_reading(40), CachedBatch)
+    logits = llm.batch_reading(40).read(prompts())
+    for row, ids in zip(logits, prompts(), strict=True):
+        alone = llm.last_logits(ids)
+        assert float((row - alone).norm() / alone.norm()) < 0.02
