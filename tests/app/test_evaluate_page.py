@@ -638,6 +638,10 @@ def test_every_control_has_a_help_text(start: Start) -> None:
     settled(at)
     assert silent(at) == []
     assert len(list(controls(at))) > 15
+    assert all(element.proto.help for element in at.multiselect)
+    at.session_state["evaluate_place"] = "upload"
+    settled(at)
+    assert at.file_uploader("evaluate_file").proto.help
 
 
 # --- pure parts
