@@ -271,7 +271,7 @@ def test_other_choices_than_those_of_the_results_are_told(start: Start) -> None:
 
 def test_a_row_opens_in_explore_and_all_is_there_on_return(start: Start) -> None:
     at = run(
-        start(), second="demo-tuned", labels="yes, no", method="labels", words="Lima, friend", made_of="A template", template="{question}"
+        start(), second="demo-tuned", labels="yes, no", method="labels", words="Lima, friend", made_of="Template", template="{question}"
     )
     at.button("evaluate_cell_0_0").click()
     settled(at)
@@ -423,7 +423,7 @@ def test_the_prompt_is_shown_as_the_model_receives_it(start: Start) -> None:
     settled(at)
     assert at.code[0].value == f"<bos><user> {ROWS[0]['question']}<assistant>"
     assert "Row 1, 23 tokens, right answer yes · scored after it: yes: `y` `e` `s` or `·yes`; no: `n` `o` or `·no`" in texts(at, "caption")
-    at.session_state["evaluate_made_of"] = "A template"
+    at.session_state["evaluate_made_of"] = "Template"
     at.session_state["evaluate_form"] = "Text"
     at.session_state["evaluate_template"] = "Q: {question} {{sure}}"
     settled(at)
@@ -550,7 +550,7 @@ def test_one_label_only_and_a_label_never_said(start: Start) -> None:
 
 def test_a_missing_column_and_unmatched_braces_are_said(start: Start) -> None:
     at = start()
-    at.session_state["evaluate_made_of"] = "A template"
+    at.session_state["evaluate_made_of"] = "Template"
     at.session_state["evaluate_template"] = "Review: {txt}"
     settled(at)
     assert 'No row of mixed.jsonl has a column "txt". Its columns: question, label' in texts(at, "error")
@@ -631,9 +631,9 @@ def test_configured_data_sets_are_on_the_menu(start: Start, tmp_path: Path) -> N
 
 
 def test_every_control_has_a_help_text(start: Start) -> None:
-    at = run(start(), 20, second="demo-tuned", method="generate", made_of="A template")
+    at = run(start(), 20, second="demo-tuned", method="generate", made_of="Template")
     assert silent(at) == []
-    at = run(at, 20, method="labels", made_of="A column")
+    at = run(at, 20, method="labels", made_of="Column")
     at.session_state["evaluate_place"] = "path"
     settled(at)
     assert silent(at) == []
