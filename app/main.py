@@ -13,13 +13,17 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from app import navigation, session  # noqa: E402
-from app.views import compare, explore  # noqa: E402
+from app.views import compare, evaluate, explore  # noqa: E402
 from llm_tt.errors import LlmTtError  # noqa: E402
 
 st.set_page_config(page_title="llm-tt", page_icon=str(ROOT / "app" / "icon.png"), layout="wide", initial_sidebar_state="expanded")
 
 
-_PAGES = (navigation.Page("Explore", explore.show), navigation.Page("Compare", compare.show))
+_PAGES = (
+    navigation.Page("Explore", explore.show),
+    navigation.Page("Compare", compare.show),
+    navigation.Page("Evaluate", evaluate.show),
+)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 import streamlit as st
 
 from llm_tt.analysis.comparison import Comparison
+from llm_tt.analysis.errors import CellExplanation
 from llm_tt.analysis.saliency_report import Saliency
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import AppConfig, load_config
@@ -20,6 +21,11 @@ from llm_tt.engine.messages import (
     CheckTrace,
     CompareTraces,
     Continue,
+    DataPreview,
+    EstimateTrace,
+    Evaluate,
+    Evaluation,
+    ExplainErrors,
     ExplainPrediction,
     Explanation,
     HeadReport,
@@ -27,6 +33,9 @@ from llm_tt.engine.messages import (
     LensGridOf,
     MeasureTuning,
     ModelKey,
+    PreviewData,
+    PreviewPrompt,
+    PromptPreview,
     ReadContinuation,
     ReadHeads,
     SaliencyOf,
@@ -38,6 +47,7 @@ from llm_tt.errors import ConfigError, LlmTtError
 from llm_tt.flow.head_roles import HeadRoles
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.models.continuation import Continuation
+from llm_tt.models.estimates import TraceEstimate
 
 _PATIENCE = 0.5
 """Seconds that a run of the script waits for an answer before it shows progress instead"""
@@ -101,7 +111,12 @@ _Q = TypeVar(
     ReadHeads,
     CheckTrace,
     SaliencyOf,
+    PreviewData,
+    PreviewPrompt,
+    Evaluate,
+    ExplainErrors,
     CompareTraces,
+    EstimateTrace,
 )
 _A = TypeVar("_A")
 
@@ -214,12 +229,32 @@ def trace_check() -> Conversation[CheckTrace, TraceCheck]:
     return _state("trace_check_asked", lambda: Conversation[CheckTrace, TraceCheck]())
 
 
+def trace_estimate() -> Conversation[EstimateTrace, TraceEstimate]:
+    return _state("trace_estimate", lambda: Conversation[EstimateTrace, TraceEstimate]())
+
+
 def trajectories() -> Conversation[TrajectoriesOf, Trajectories]:
     return _state("trajectories", lambda: Conversation[TrajectoriesOf, Trajectories]())
 
 
 def saliency() -> Conversation[SaliencyOf, Saliency]:
     return _state("saliency", lambda: Conversation[SaliencyOf, Saliency]())
+
+
+def data_preview() -> Conversation[PreviewData, DataPreview]:
+    return _state("data_preview", lambda: Conversation[PreviewData, DataPreview]())
+
+
+def prompt_preview() -> Conversation[PreviewPrompt, PromptPreview]:
+    return _state("prompt_preview", lambda: Conversation[PreviewPrompt, PromptPreview]())
+
+
+def evaluating() -> Conversation[Evaluate, Evaluation]:
+    return _state("evaluating", lambda: Conversation[Evaluate, Evaluation]())
+
+
+def explaining_errors() -> Conversation[ExplainErrors, CellExplanation]:
+    return _state("explaining_errors", lambda: Conversation[ExplainErrors, CellExplanation]())
 
 
 def comparison() -> Conversation[CompareTraces, Comparison]:

@@ -18,9 +18,11 @@ from llm_tt.config import DEMO, ModelSpec
 from llm_tt.demo import MODEL_DIR
 from llm_tt.errors import LlmTtError
 from llm_tt.models.info import FfnShape, ModelInfo, TokenizerInfo
+from llm_tt.models.sizes import show_bytes, show_seconds
 from llm_tt.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from llm_tt.models.estimates import Pace
     from llm_tt.models.identities import IdentityReport
     from llm_tt.models.transparent_llm import TransparentLlm
 
@@ -71,6 +73,8 @@ class TraceMemory:
 
     n_tokens: int
     n_bytes: int | None
+    seconds: float | None = None
+    """None where it was not measured how fast the model is"""
 
 
 @dataclass(frozen=True)
@@ -157,16 +161,15 @@ class CheckReport:
         return "\n".join(lines)
 
     def _memory_lines(self, info: ModelInfo) -> list[str]:
-        from llm_tt.models.memory import show_bytes
-
         lines = [] if self.weight_bytes is None else [_line("memory", f"{show_bytes(self.weight_bytes)} for the weights")]
         for entry in self.memory:
+            needs = f"{show_bytes(entry.n_bytes or 0)}{f' and {show_seconds(entry.seconds)}' if entry.seconds is not None else ''}"
             if entry.n_bytes is None:
                 lines.append(_line("", f"a prompt of {entry.n_tokens} tokens is longer than the {info.n_ctx} that the model reads"))
             elif entry.n_tokens in LENGTHS:
-                lines.append(_line("memory", f"about {show_bytes(entry.n_bytes)} for a trace of {entry.n_tokens} tokens"))
+                lines.append(_line("memory", f"about {needs} for a trace of {entry.n_tokens} tokens"))
             else:
-                lines.append(_line("", f"longest prompt the model reads: {entry.n_tokens} tokens, about {show_bytes(entry.n_bytes)}"))
+                lines.append(_line("", f"longest prompt the model reads: {entry.n_tokens} tokens, about {needs}"))
         return lines
 
 
@@ -228,6 +231,9 @@ def check(
             spec.name, adapter, failures[0], False, stored=_stored(asked), tuning=tuning, notes=() if tuning is None else tuple(notes)
         )
     info = llm.info
+    progress("Measuring how fast it is", 0.95)
+    # A model that cannot be taken apart may not be traced either.
+    pace = _pace(llm) if identities is not None else None
     return CheckReport(
         info.name,
         info.adapter,
@@ -235,7 +241,7 @@ def check(
         True,
         info,
         weight_bytes=info.n_params * info.torch_dtype.itemsize,
-        memory=_memory(info),
+        memory=_memory(info, pace),
         identities=identities,
         tuning=tuning,
         notes=(*notes, *failures[1:]),
@@ -265,11 +271,22 @@ def _tuning(spec: ModelSpec) -> TuningReport:
     return tuning_report(spec)
 
 
-def _memory(info: ModelInfo) -> tuple[TraceMemory, ...]:
+def _memory(info: ModelInfo, pace: Pace | None) -> tuple[TraceMemory, ...]:
     from llm_tt.models.memory import trace_bytes
 
-    asked = [TraceMemory(length, trace_bytes(info, length) if length <= info.n_ctx else None) for length in LENGTHS]
-    return (*asked, *(() if info.n_ctx in LENGTHS else (TraceMemory(info.n_ctx, trace_bytes(info, info.n_ctx)),)))
+    lengths = LENGTHS if info.n_ctx in LENGTHS else (*LENGTHS, info.n_ctx)
+    return tuple(
+        TraceMemory(length, trace_bytes(info, length), None if pace is None else pace.seconds(length))
+        if length <= info.n_ctx
+        else TraceMemory(length, None)
+        for length in lengths
+    )
+
+
+def _pace(llm: TransparentLlm) -> Pace:
+    from llm_tt.models.pace import measured_pace
+
+    return measured_pace(llm)
 
 
 def _stored(spec: ModelSpec) -> Stored | None:

@@ -32,7 +32,11 @@ from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
     from llm_tt.analysis.comparison import Comparison
-    from llm_tt.analysis.evaluation_report import Table
+    from llm_tt.analysis.evaluation_report import EvaluationComparison, EvaluationReport, Table
+    from llm_tt.analysis.rows import DataSet, Row, Template
+    from llm_tt.analysis.scoring import Scoring
+    from llm_tt.analysis.strategies import Strategy
+    from llm_tt.analysis.strategy_report import StrategyComparison
     from llm_tt.models.transparent_llm import Trace, TransparentLlm
 
 _N_SOURCES = 5
@@ -206,9 +210,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--calibrate", action="store_true", help="divide by the labels' probabilities after a prompt that says nothing")
     evaluate.add_argument("--spelling", metavar="TEXT", action="append", help='how a response is written, as " {}"; may be repeated')
-    evaluate.add_argument("--tokens", type=_count, default=16, help="with --score generate: at most so many (default %(default)s)")
+    evaluate.add_argument("--tokens", type=_count, help="of a generated answer: at most so many (default 16; structured: 48)")
     evaluate.add_argument("--pattern", metavar="REGEX", help="with --score generate: its first group is the label")
-    evaluate.add_argument("--json-field", metavar="NAME", help="with --score generate: this field of a JSON object is the label")
+    evaluate.add_argument("--json-field", metavar="NAME", help="with --score generate or structured: this JSON field is the label")
+    evaluate.add_argument("--schema", metavar="FILE", type=Path, help="with a JSON field: the JSON schema that the answer must fit")
+    evaluate.add_argument(
+        "--strategies",
+        "--strategy",
+        metavar="A,B",
+        action="append",
+        help="ways to ask, compared on the same rows: zero-shot, few-shot, step-by-step, structured",
+    )
+    evaluate.add_argument("--shots", metavar="K", type=_count, help="few-shot: so many examples of each label, drawn with --seed")
+    evaluate.add_argument("--shot-rows", metavar="N,N", help="few-shot: the rows with these numbers are the examples")
+    evaluate.add_argument("--train", metavar="FILE", help="few-shot: where examples come from (default DATA; examples are not evaluated)")
+    evaluate.add_argument("--reason-tokens", metavar="N", type=_count, help="step-by-step: reason in at most so many tokens (default 64)")
+    evaluate.add_argument("--reason-ask", metavar="TEXT", help="step-by-step: follows the reasoning, and the label follows it")
+    evaluate.add_argument(
+        "--reason-instruction", metavar="TEXT", help='step-by-step: makes the model reason, as "Let\'s think step by step."'
+    )
+    evaluate.add_argument(
+        "--reason-parse", action="store_true", help='step-by-step: read the label from "Answer: ..." in the reasoning itself'
+    )
     evaluate.add_argument("--slice", metavar="COLUMN", action="append", default=[], help="accuracy by this column; may be repeated")
     evaluate.add_argument("--word", metavar="WORD", action="append", default=[], help="accuracy with and without it; may be repeated")
     evaluate.add_argument("--compare", metavar="OTHER", help="evaluate this model too, and compare")
@@ -685,66 +708,171 @@ def _evaluate(options: argparse.Namespace) -> int:
     from llm_tt.analysis.errors import explain_errors, largest_cell
     from llm_tt.analysis.evaluation import compare_evaluations, evaluate
     from llm_tt.analysis.rows import Template, read_data
-    from llm_tt.analysis.scoring import Scoring, parse_labels
+    from llm_tt.analysis.strategies import evaluate_strategies, name_of
+    from llm_tt.analysis.strategy_report import compare_reports
 
-    spellings = {} if options.spelling is None else {"spellings": tuple(options.spelling)}
-    scoring = Scoring(
-        options.score,
-        () if options.labels is None else parse_labels(options.labels),
-        options.label_column,
-        calibrated=options.calibrate,
-        n_tokens=options.tokens,
-        pattern=options.pattern,
-        json_field=options.json_field,
-        **spellings,
-    )
+    scoring = _scoring(options)
     template = Template(options.template, options.chat, options.system)
     if options.explain and options.score != "labels":
         raise RequestError("Errors are explained of an evaluation by labels. Leave out --score, or --explain.")
+    if options.explain and options.strategies:
+        raise RequestError("Errors are explained of one way to ask. Leave out --strategies, or --explain.")
     data = read_data(options.data, options.limit)
+    strategies = _strategies(options, data, template, scoring)
     _folder_for(options.out)
     configured = load_config(options.config).models if options.config else {}
-    reports = []
+    reports: list[EvaluationReport] = []
+    names: list[str] = []
     why: list[Table] = []
+    given = {"slices": options.slice, "words": options.word, "folder": options.out, "seed": options.seed, "progress": _on_one_line}
     from llm_tt.models import load_model
 
     # An adapter on the command line is MODEL's.
-    for name, adapter in [(options.model, options.adapter), *([] if options.compare is None else [(options.compare, None)])]:
-        llm = load_model(configured.get(name) or name, adapter=adapter, device=options.device, dtype=options.dtype)
-        reports.append(
-            evaluate(
-                llm,
-                data,
-                template,
-                scoring,
-                slices=options.slice,
-                words=options.word,
-                folder=options.out,
-                seed=options.seed,
-                progress=_on_one_line,
-            )
-        )
+    for model, adapter in [(options.model, options.adapter), *([] if options.compare is None else [(options.compare, None)])]:
+        llm = load_model(configured.get(model) or model, adapter=adapter, device=options.device, dtype=options.dtype)
+        if strategies:
+            reports += evaluate_strategies(llm, data, strategies, **given)
+            names += [name_of(llm.info.name, one, options.compare is not None, len(strategies) > 1) for one in strategies]
+        else:
+            reports.append(evaluate(llm, data, template, scoring, **given))
+            names.append(llm.info.name)
         cell = largest_cell(reports[-1]) if options.explain else None
         if cell is not None:
             explanation = explain_errors(llm, data, template, reports[-1], *cell, progress=_on_one_line)
             why += [replace(table, title=f"{llm.info.name}: {table.title}") for table in explanation.tables()]
         # Before the next model is loaded.
         del llm
-    found = reports[0] if len(reports) == 1 else compare_evaluations(reports[0], reports[1])
+    names = _told_apart(names)
+    found: EvaluationReport | EvaluationComparison | StrategyComparison
+    if len(reports) == 1:
+        found = reports[0]
+    elif strategies:
+        found = compare_reports(reports, names, options.seed)
+    else:
+        found = compare_evaluations(reports[0], reports[1])
     if options.out is not None:
-        names = [_file_name(report.model) for report in reports]
-        for name, report in zip(names, reports, strict=True):
-            # A byte order mark, without which spreadsheets take the file for another encoding.
-            (options.out / f"{name}.csv").write_text(report.to_csv(), encoding="utf-8-sig", newline="")
-        page = options.out / f"{'-against-'.join(names)}.html"
-        page.write_text(found.to_html(why), encoding="utf-8")
-        print(f"llm-tt: wrote {page}", file=sys.stderr)
+        _write_evaluation(options.out, reports, names, found, why, bool(strategies))
     if options.json:
         tables = {"explained": [asdict(table) for table in why]} if options.explain else {}
         _print_json(found.to_dict() | tables)
     else:
         print(found.to_text(why))
     return 0
+
+
+def _scoring(options: argparse.Namespace) -> Scoring:
+    from llm_tt.analysis.scoring import Scoring, parse_labels
+
+    # A JSON field may be that of the structured strategy alone.
+    generated = options.score == "generate" or "structured" not in _strategy_names(options)
+    return Scoring(
+        options.score,
+        () if options.labels is None else parse_labels(options.labels),
+        options.label_column,
+        ("{}", " {}") if options.spelling is None else tuple(options.spelling),
+        calibrated=options.calibrate,
+        n_tokens=options.tokens or 16,
+        pattern=options.pattern,
+        json_field=options.json_field if generated else None,
+        schema=_schema(options) if generated else None,
+    )
+
+
+def _schema(options: argparse.Namespace) -> str | None:
+    if options.schema is None:
+        return None
+    try:
+        return options.schema.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RequestError(f'The JSON schema "{options.schema}" cannot be read: {reason}. Check the path.') from error
+
+
+def _strategy_names(options: argparse.Namespace) -> list[str]:
+    return [name.strip() for part in options.strategies or () for name in part.split(",")]
+
+
+def _strategies(options: argparse.Namespace, data: DataSet, template: Template, scoring: Scoring) -> tuple[Strategy, ...]:
+    """The ways to ask that the options name; none where they name none."""
+    from llm_tt.analysis.rows import read_data
+    from llm_tt.analysis.scoring import Reasoning
+    from llm_tt.analysis.strategies import INSTRUCTION, examples_per_label, rows_numbered, strategies_named
+
+    names = _strategy_names(options)
+    for name, concerned in (
+        ("few-shot", ("shots", "shot_rows", "train")),
+        ("step-by-step", ("reason_tokens", "reason_ask", "reason_instruction", "reason_parse")),
+    ):
+        for option in concerned:
+            if getattr(options, option) and name not in names:
+                raise RequestError(f"--{option.replace('_', '-')} is for the strategy {name}. Add --strategies {name}, or leave it out.")
+    if not names:
+        return ()
+    examples: tuple[Row, ...] = ()
+    if "few-shot" in names:
+        if (options.shots is None) == (options.shot_rows is None):
+            raise RequestError(
+                "Few-shot needs examples: so many of each label (--shots 2), or the rows with these numbers (--shot-rows 3,17)."
+            )
+        source = data if options.train is None else read_data(options.train)
+        if options.shots is not None:
+            others = None if options.train is None else data
+            examples = examples_per_label(source, template, scoring, options.shots, seed=options.seed, apart_from=others)
+        else:
+            examples = rows_numbered(source, _row_numbers(options.shot_rows))
+    plain = Reasoning()
+    return strategies_named(
+        names,
+        template,
+        scoring,
+        examples=examples,
+        reasoning=Reasoning(options.reason_tokens or plain.n_tokens, plain.ask if options.reason_ask is None else options.reason_ask),
+        instruction=INSTRUCTION if options.reason_instruction is None else options.reason_instruction,
+        parse=options.reason_parse,
+        field=options.json_field or "label",
+        schema=_schema(options),
+        n_tokens=options.tokens or 48,
+    )
+
+
+def _row_numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not part.isascii() or not part.isdigit():
+            raise RequestError(f'"{part}" in --shot-rows is no number of a row. Write numbers as 3,17.')
+    return [int(part) for part in parts]
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """A model beside itself with an adapter has its name twice."""
+    return [f"{name} ({names[: place + 1].count(name)})" if names.count(name) > 1 else name for place, name in enumerate(names)]
+
+
+def _write_evaluation(
+    folder: Path,
+    reports: Sequence[EvaluationReport],
+    names: Sequence[str],
+    found: EvaluationReport | EvaluationComparison | StrategyComparison,
+    why: Sequence[Table],
+    has_strategies: bool,
+) -> None:
+    """CSV of every report, and one page of all."""
+    called = [
+        _file_name(f"{report.model}-{name}" if has_strategies and not name.startswith(report.model) else name)
+        for report, name in zip(reports, names, strict=True)
+    ]
+    for name, report in zip(called, reports, strict=True):
+        # A byte order mark, without which spreadsheets take the file for another encoding.
+        (folder / f"{name}.csv").write_text(report.to_csv(), encoding="utf-8-sig", newline="")
+        if report.no_curves is None:
+            (folder / f"{name}-curves.csv").write_text(report.curves_csv(), encoding="utf-8-sig", newline="")
+    if has_strategies and len(reports) > 1:
+        page = folder / "strategies.html"
+        (folder / "strategies.csv").write_text(found.to_csv(), encoding="utf-8-sig", newline="")  # type: ignore[union-attr]
+    else:
+        page = folder / f"{'-against-'.join(called)}.html"
+    page.write_text(found.to_html(why), encoding="utf-8")
+    print(f"llm-tt: wrote {page}", file=sys.stderr)
 
 
 def _folder_for(folder: Path | None) -> None:

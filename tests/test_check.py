@@ -26,7 +26,8 @@ from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.check import CheckReport, Identities, LayerErrors, check
 from llm_tt.models import identities
 from llm_tt.models.info import FfnShape, ModelInfo, TokenizerInfo
-from llm_tt.models.memory import show_bytes, trace_bytes
+from llm_tt.models.memory import trace_bytes
+from llm_tt.models.sizes import show_bytes, show_seconds
 
 INFO = ModelInfo("mine", "llama", 2, 4, 2, 32, 8, 64, 400, 2048, 5000, "bfloat16", "cpu", "rms", 1e-5)
 TOKENIZER = TokenizerInfo(390, ("<s>",), (), ("<pad>", "<s>", "</s>"), "checkpoint")
@@ -130,7 +131,12 @@ def test_numbers_are_those_of_the_model(checkpoint: Callable[[str], Path], model
         (4096, None),
         (256, trace_bytes(llm.info, 256)),
     ]
+    assert [entry.seconds is None for entry in found.memory] == [False, True, True, False]
     text = found.to_text()
+    fast = next(entry for entry in found.memory if entry.n_tokens == 128)
+    assert fast.n_bytes is not None
+    assert fast.seconds is not None
+    assert f"memory      about {show_bytes(fast.n_bytes)} and {show_seconds(fast.seconds)} for a trace of 128 tokens" in text
     assert "a prompt of 4096 tokens is longer than the 256 that the model reads" in lines(text)
     assert f"memory      {show_bytes(found.weight_bytes)} for the weights\n" in text
     expected = identities.check(llm)

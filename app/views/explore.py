@@ -13,6 +13,7 @@ from app.panels import (
     adding,
     chat,
     debugging,
+    estimate,
     files,
     graph,
     graph_table,
@@ -194,3 +195,5 @@ def _watch(service: Service, conversation: ExplainConversation) -> None:
     bar.progress(status.fraction, text=f"{status.stage}{waiting} · {status.seconds:.0f} s")
     if button.button("Cancel", icon=":material/close:", help="Stop after the current layer.", key="cancel"):
         service.engine.cancel(conversation.job)
+    if conversation.question is not None:
+        estimate.show(service, conversation.question.trace)

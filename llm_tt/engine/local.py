@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, overload
 from llm_tt.config import AppConfig, ModelSpec
 from llm_tt.engine import inspection, keeper
 from llm_tt.engine.cache import Cache
+from llm_tt.engine.evaluating import Evaluations
 from llm_tt.engine.generated import Generated
-from llm_tt.engine.jobs import JobQueue, JobStatus
+from llm_tt.engine.jobs import JobQueue, JobStatus, Line
 from llm_tt.engine.keeper import Loaded, ModelKeeper
 from llm_tt.engine.messages import (
     AddedModel,
@@ -24,7 +25,12 @@ from llm_tt.engine.messages import (
     CheckTrace,
     CompareTraces,
     Continue,
+    DataPreview,
     EdgeReport,
+    EstimateTrace,
+    Evaluate,
+    Evaluation,
+    ExplainErrors,
     ExplainLogit,
     ExplainPrediction,
     Explanation,
@@ -48,9 +54,14 @@ from llm_tt.engine.messages import (
     NeuronReport,
     NeuronsReport,
     NodeReport,
+    PreviewData,
+    PreviewPrompt,
+    PromptPreview,
     Question,
     ReadContinuation,
     ReadHeads,
+    ReadRow,
+    RowPrompt,
     SaliencyOf,
     TraceCheck,
     TraceKey,
@@ -61,11 +72,13 @@ from llm_tt.lens.direct_effects import DirectEffects
 from llm_tt.lens.layer_tables import LensGrid, Trajectories
 from llm_tt.models import places
 from llm_tt.models.continuation import Continuation, GeneratedToken
+from llm_tt.models.estimates import Pace, TraceEstimate
 from llm_tt.models.places import Place
 from llm_tt.progress import Cancelled, Progress, silent, within
 
 if TYPE_CHECKING:
     from llm_tt.analysis.comparison import Comparison
+    from llm_tt.analysis.errors import CellExplanation
     from llm_tt.analysis.saliency_report import Saliency
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.flow.head_roles import HeadRoles
@@ -75,8 +88,10 @@ _LOADING, _TRACING = 0.7, 0.95
 """Fractions of an explanation's progress at which the model is loaded, and traced, when nothing is cached"""
 
 
-_ABOUT_ONE_PART = (InspectHead, ReadHeads, CheckTrace, LensGridOf, TrajectoriesOf)
+_ABOUT_ONE_PART = (InspectHead, ReadHeads, CheckTrace, LensGridOf, TrajectoriesOf, PreviewData, PreviewPrompt, EstimateTrace)
 """What a click on a page that is there asks: it waits for no other prompt"""
+_ABOUT_MANY_PROMPTS = (Evaluate, ExplainErrors)
+"""What takes minutes: one of them at a time, and nothing else waits for it"""
 
 _MAX_TUNINGS = 16
 """Tuning reports to keep: small, but minutes of reading for a large model"""
@@ -86,6 +101,9 @@ _MAX_READINGS = 64
 _LENS_BUDGET = 64 * 2**20
 """Bytes of grids and trajectories to keep: each reads the whole unembedding once for every layer"""
 
+
+LONG_PROMPT = 512
+"""Tokens from which on what a trace will cost is known before it is made"""
 
 _SALIENCY_BUDGET = 8 * 2**20
 """Bytes of saliency to keep: small, but hundreds of runs of the model"""
@@ -102,6 +120,13 @@ class _Traced:
     trace: Trace
     loaded: Loaded
     seconds: float
+
+
+@dataclass
+class _KnownPace:
+    """Of a model on this machine; better known with every trace."""
+
+    pace: Pace
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +170,9 @@ class LocalEngine:
         self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
         self._roles: Cache[tuple[ModelSpec, Any, tuple[int, ...]], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
         self._checks: Cache[tuple[ModelSpec, Any, tuple[int, ...], int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
+        self._paces: Cache[ModelSpec, _KnownPace] = Cache(_MAX_READINGS, lambda pace: 1)
         self._generated: Generated[tuple[ModelSpec, Any]] = Generated()
+        self._evaluations = Evaluations(config, self._models)
         self._jobs = JobQueue(n_workers)
 
     # --- questions
@@ -191,7 +218,19 @@ class LocalEngine:
     @overload
     def answer(self, question: AddModel, progress: Progress = silent) -> AddedModel: ...
     @overload
+    def answer(self, question: EstimateTrace, progress: Progress = silent) -> TraceEstimate: ...
+    @overload
     def answer(self, question: ListLoaded, progress: Progress = silent) -> MemoryReport: ...
+    @overload
+    def answer(self, question: PreviewData, progress: Progress = silent) -> DataPreview: ...
+    @overload
+    def answer(self, question: ReadRow, progress: Progress = silent) -> RowPrompt: ...
+    @overload
+    def answer(self, question: PreviewPrompt, progress: Progress = silent) -> PromptPreview: ...
+    @overload
+    def answer(self, question: Evaluate, progress: Progress = silent) -> Evaluation: ...
+    @overload
+    def answer(self, question: ExplainErrors, progress: Progress = silent) -> CellExplanation: ...
 
     def answer(self, question: Question, progress: Progress = silent, so_far: Callable[[Continuation], None] = lambda part: None) -> Answer:
         """Answer now, in this thread. `progress` may raise to cancel. `so_far` is told each part of an answer that comes in parts.
@@ -210,6 +249,16 @@ class LocalEngine:
                 return self._memory_report()
             case MeasureTuning():
                 return self._tuning(question.model, progress)
+            case PreviewData():
+                return self._evaluations.preview(question, progress)
+            case ReadRow():
+                return self._evaluations.read_row(question, progress)
+            case PreviewPrompt():
+                return self._evaluations.preview_prompt(question, progress)
+            case Evaluate():
+                return self._evaluations.evaluate(question, progress)
+            case ExplainErrors():
+                return self._evaluations.explain(question, progress)
             case CompareTraces():
                 return self._compare(question, progress)
             case LoadModel():
@@ -221,6 +270,8 @@ class LocalEngine:
                     return self._explain(question, progress)
                 case Continue():
                     return self._continue(question, progress, so_far)
+                case EstimateTrace():
+                    return self._estimate(question.trace, progress)
                 case ReadContinuation():
                     return inspection.read_continuation(self._traced(question.trace, progress).trace)
                 case InspectNode():
@@ -251,7 +302,12 @@ class LocalEngine:
         """Answer in the background; the id of the job."""
         # The overloads of `answer` take one kind of question each.
         ask: Any = self.answer
-        return self._jobs.submit(lambda report: ask(question, report, report.so_far), isinstance(question, _ABOUT_ONE_PART))
+        line: Line = "usual"
+        if isinstance(question, _ABOUT_ONE_PART):
+            line = "quick"
+        elif isinstance(question, _ABOUT_MANY_PROMPTS):
+            line = "bulk"
+        return self._jobs.submit(lambda report: ask(question, report, report.so_far), line)
 
     def status(self, job_id: str) -> JobStatus:
         return self._jobs.status(job_id)
@@ -267,6 +323,21 @@ class LocalEngine:
 
     def close(self) -> None:
         self._jobs.close()
+
+    # --- prompts and data sets
+
+    def is_prepared(self, contents: Iterable[str]) -> bool:
+        """Whether these texts are among the prompts and data sets of the server, which any of its users may see.
+
+        Raises:
+            ConfigError: the prompt file cannot be read.
+        """
+        asked = set(contents) - set(self._config.prompts())
+        return not asked or asked <= self._evaluations.texts()
+
+    def data_sets(self) -> tuple[str, ...]:
+        """The menu: the shipped data sets, then the configured ones."""
+        return self._evaluations.names()
 
     # --- models
 
@@ -317,6 +388,7 @@ class LocalEngine:
             "comparisons": self._comparisons,
             "checks of traces": self._checks,
             "tuning reports": self._tunings,
+            **self._evaluations.caches(),
         }
         uses = tuple(CacheUse(name, *cache.counts()) for name, cache in caches.items())
         return MemoryReport(tuple(models), self._max_models, keeper.memory(), keeper.process_bytes(), uses)
@@ -349,7 +421,7 @@ class LocalEngine:
         prompt = key.prompt
         contents = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
         limit, demo_mode, length = self._config.max_user_string_length, self._config.demo_mode, sum(map(len, contents))
-        if (demo_mode or (limit is not None and length > limit)) and not set(contents) <= set(self._config.prompts()):
+        if (demo_mode or (limit is not None and length > limit)) and not self.is_prepared(contents):
             if demo_mode:
                 raise PromptError("This server shows prepared prompts only. Choose one of its examples.")
             raise PromptError(f"The prompt has {length} characters, but this server allows {limit}. Shorten it.")
@@ -400,15 +472,40 @@ class LocalEngine:
         loaded = self._models.load(key.model, within(progress, 0.0, _LOADING))
 
         def trace(progress: Progress) -> _Traced:
+            pace: _KnownPace | None = None
+            if loaded.model.prompt(key.prompt, key.continuation).n_tokens >= LONG_PROMPT:
+                # Before the model is busy with it: whoever waits for the trace asks what it will cost.
+                pace = self._pace(loaded, within(progress, 0.0, 0.1))
             started = time.monotonic()
             result = loaded.model.trace(key.prompt, progress, key.continuation)
-            return _Traced(result, loaded, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            if pace is not None:
+                pace.pace = pace.pace.after(result.n_tokens, seconds)
+            return _Traced(result, loaded, seconds)
 
         traced = self._traces.get((self._models.spec(key.model), key.prompt, key.continuation), trace, within(progress, _LOADING, _TRACING))
         # The model may have been dropped meanwhile; those who did so did not see this trace.
         if not self._models.holds(traced.loaded):
             self._forget_orphans()
         return traced
+
+    def _pace(self, loaded: Loaded, progress: Progress) -> _KnownPace:
+        def measure(progress: Progress) -> _KnownPace:
+            from llm_tt.models.pace import measured_pace
+
+            return _KnownPace(measured_pace(loaded.model, progress))
+
+        return self._paces.get(self._models.spec(loaded.key), measure, progress)
+
+    def _estimate(self, key: TraceKey, progress: Progress) -> TraceEstimate:
+        self._require_allowed(key)
+        loaded = self._models.load(key.model, within(progress, 0.0, _LOADING))
+        n_tokens = loaded.model.prompt(key.prompt, key.continuation).n_tokens
+        pace = self._pace(loaded, within(progress, _LOADING, 1.0)).pace
+
+        from llm_tt.models.pace import estimate_trace
+
+        return estimate_trace(loaded.model, n_tokens, pace)
 
     # --- answers
 

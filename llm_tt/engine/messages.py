@@ -5,14 +5,19 @@ A question names its model and prompt in full, so that any engine can answer it,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_tt.analysis.comparison import Comparison
+from llm_tt.analysis.errors import CellExplanation
+from llm_tt.analysis.evaluation_report import EvaluationReport
+from llm_tt.analysis.rows import Problem, Template
 from llm_tt.analysis.saliency_report import METHODS, Method, Saliency, Unit
+from llm_tt.analysis.scoring import Scoring
+from llm_tt.analysis.strategy_report import StrategyComparison
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
@@ -22,6 +27,7 @@ from llm_tt.lens.direct_effects import DirectEffects, LogitQuestion, Token
 from llm_tt.lens.layer_tables import LensGrid, Points, Trajectories
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.continuation import Continuation
+from llm_tt.models.estimates import TraceEstimate
 from llm_tt.models.info import LayerErrors, ModelInfo
 from llm_tt.models.places import Place
 from llm_tt.text import ChatMessage, Prompt
@@ -266,6 +272,75 @@ class MeasureTuning:
 
 
 @dataclass(frozen=True)
+class DataSource:
+    """Rows: a data set of the server by its name, a file or folder of its machine as it was typed, or the content of a file that a user brought."""
+
+    kind: Literal["set", "path", "upload"]
+    name: str
+    content: bytes = field(default=b"", repr=False)
+    """of an upload"""
+    limit: int | None = None
+    """read no more rows than this"""
+
+
+@dataclass(frozen=True)
+class PreviewData:
+    """What columns and rows a data set has."""
+
+    source: DataSource
+    n_rows: int = 50
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """One row, and the prompt that a template makes of it, before any model has seen it."""
+
+    source: DataSource
+    template: Template
+    number: int
+
+
+@dataclass(frozen=True)
+class PreviewPrompt:
+    """What a model receives for a row (None: the first that can be used), and which tokens of the labels are scored."""
+
+    model: ModelKey
+    source: DataSource
+    template: Template
+    scoring: Scoring
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How often models are right on the rows of a data set, each asked in one way or in several (`llm_tt.analysis.strategies`).
+
+    What is answered is kept on disk: asked again, it goes on."""
+
+    models: tuple[ModelKey, ...]
+    source: DataSource
+    template: Template
+    scoring: Scoring
+    strategies: tuple[str, ...] = ("zero-shot",)
+    shots: int = 1
+    """few-shot: rows of each label, drawn from these very rows and then not evaluated"""
+    slices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ExplainErrors:
+    """Why rows of one cell of the confusion matrix are there, in one side of an evaluation; it is evaluated first if it was not."""
+
+    evaluate: Evaluate
+    side: int
+    truth: str
+    predicted: str
+    most: int = 32
+
+
+@dataclass(frozen=True)
 class LookAt:
     """What a typed folder or hub name leads to, before anything is loaded."""
 
@@ -279,6 +354,13 @@ class AddModel:
     Paths are as the user typed them; an empty name asks for one made of the path."""
 
     spec: ModelSpec
+
+
+@dataclass(frozen=True)
+class EstimateTrace:
+    """What tracing a prompt will cost in memory and time, before it is traced."""
+
+    trace: TraceKey
 
 
 @dataclass(frozen=True)
@@ -299,6 +381,7 @@ Question = (
     | LookAt
     | AddModel
     | ListLoaded
+    | EstimateTrace
     | InspectHeads
     | InspectHead
     | InspectNeurons
@@ -307,6 +390,11 @@ Question = (
     | LensGridOf
     | TrajectoriesOf
     | SaliencyOf
+    | PreviewData
+    | ReadRow
+    | PreviewPrompt
+    | Evaluate
+    | ExplainErrors
     | CompareTraces
 )
 
@@ -472,6 +560,80 @@ class AddedModel:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of a data set."""
+
+    name: str
+    n_filled: int
+    """rows that have a value"""
+    values: tuple[str, ...]
+    """all there are, the most frequent first; empty where there are more than 20"""
+
+
+@dataclass(frozen=True)
+class DataPreview:
+    """The answer to `PreviewData`."""
+
+    name: str
+    n_rows: int
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+    """the first ones: number, and a text for each column"""
+    problems: tuple[Problem, ...]
+    """rows that could not be read"""
+
+
+@dataclass(frozen=True)
+class RowPrompt:
+    """The answer to `ReadRow`."""
+
+    number: int
+    values: tuple[tuple[str, str], ...]
+    """column and its text"""
+    prompt: str | tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True)
+class PromptPreview:
+    """The answer to `PreviewPrompt`."""
+
+    number: int
+    text: str
+    """as the model receives it, special tokens spelled out"""
+    n_tokens: int
+    truth: str
+    responses: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
+    """what is scored: an answer, and for each of its spellings the texts of its tokens; empty for generation"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of what an evaluation compares: a model asked in one way."""
+
+    name: str
+    model: ModelKey
+    template: Template
+    scoring: Scoring
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The answer to `Evaluate`."""
+
+    question: Evaluate
+    sides: tuple[Side, ...]
+    """all ways of the first model, then those of the next"""
+    reports: tuple[EvaluationReport, ...]
+    """one a side"""
+    comparison: StrategyComparison | None
+    """None of one side"""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(side.name for side in self.sides)
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model in memory."""
 
@@ -538,5 +700,11 @@ Answer = (
     | LensGrid
     | Trajectories
     | Saliency
+    | DataPreview
+    | RowPrompt
+    | PromptPreview
+    | Evaluation
+    | CellExplanation
     | Comparison
+    | TraceEstimate
 )

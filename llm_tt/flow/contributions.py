@@ -21,7 +21,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -202,7 +201,7 @@ def proximity(parts: Tensor, whole: Tensor) -> Tensor:
 
 def _signs(whole: Tensor) -> Tensor:
     """+1 or -1; `sign` would lose what a part does to an entry that is exactly 0."""
-    return torch.where(whole < 0, -1.0, 1.0)
+    return torch.ones((), dtype=whole.dtype, device=whole.device).copysign(whole)
 
 
 def scaled_proximity(units: Tensor, scales: Tensor, wholes: Tensor, unit: Tensor, whole: Tensor, factors: Tensor | None = None) -> Tensor:
@@ -228,29 +227,35 @@ class AttentionRow:
 
     edges: Tensor
     residual: float
+    strong: tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]
+    """where contributions are above `_STRONG`, and these: at most 1 / `_STRONG` of them, and all that a threshold of use looks at"""
 
     @property
     def nbytes(self) -> int:
-        return self.edges.nbytes + sum(array.nbytes for array in self.__dict__.get("_strong", ()))
+        return self.edges.nbytes + sum(array.nbytes for array in self.strong)
 
     def above(self, limit: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
         """Where in the flat `edges` contributions are larger, in ascending order, and those contributions."""
-        where, strong = self._strong if limit >= _STRONG else _above(self.edges, limit)
+        where, strong = self.strong if limit >= _STRONG else _above(self.edges, limit)
         if limit > _STRONG:
             passed = strong > limit
             where, strong = where[passed], strong[passed]
         return where, strong
-
-    @cached_property
-    def _strong(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-        """At most 1 / `_STRONG` of them, and all that a threshold of use looks at."""
-        return _above(self.edges, _STRONG)
 
 
 def _above(edges: Tensor, limit: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     flat = edges.numpy().ravel()
     where = np.flatnonzero(flat > np.float32(limit))
     return where, flat[where]
+
+
+def _strong(edges: Tensor) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]]:
+    """`_above` of each of the rows [P, J, H], all in one look."""
+    flat = edges.reshape(len(edges), -1).numpy()
+    row, where = np.divmod(np.flatnonzero(flat > np.float32(_STRONG)), flat.shape[1])
+    found = flat[row, where]
+    starts = np.searchsorted(row, np.arange(1, len(flat)))
+    return [(at.copy(), values.copy()) for at, values in zip(np.split(where, starts), np.split(found, starts), strict=True)]
 
 
 class ContributionTable:
@@ -355,10 +360,11 @@ def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[Atte
             edges = _edge_proximities(alpha, values[:, :n_sources], weight, whole, residual, factors, gate, largest[:, :n_sources])
             total = edges.sum((1, 2)) + residual
             total = torch.where(total > 0, total, 1.0)
-            edges = edges.div_(total[:, None, None]).cpu()
+            edges = edges.div_(total[:, None, None]).cpu().contiguous()
+            strong = _strong(edges)
             # Copied, since a slice would keep the rows of all positions alive.
             rows += [
-                AttentionRow(edges[index, : position + 1].clone(memory_format=torch.contiguous_format), share)
+                AttentionRow(edges[index, : position + 1].clone(memory_format=torch.contiguous_format), share, strong[index])
                 for index, (position, share) in enumerate(zip(piece, (residual / total).tolist(), strict=True))
             ]
         return rows

@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from llm_tt.errors import ModelError, OutOfMemoryError
 from llm_tt.models import capture, identities
+from llm_tt.models.allocations import Allocations
 from llm_tt.models.blocks import (
     ARCHITECTURE_NAMES,
     BlockRecipe,
@@ -30,22 +31,27 @@ from llm_tt.models.blocks import (
     softmax_scale,
     value_limit,
 )
-from llm_tt.models.capture import Captured
+from llm_tt.models.capture import CalledWith, Captured
 from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, has_experts, scaled, unwrapped
 from llm_tt.models.gradients import Differentiable, HuggingFaceGradients
-from llm_tt.models.info import FfnShape
-from llm_tt.models.memory import require_memory
-from llm_tt.models.patterns import RecomputedPattern, StoredPattern, Visible
+from llm_tt.models.info import FfnShape, Running
+from llm_tt.models.memory import LONG, require_memory
+from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern, StoredPattern, Visible
 from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.quantized import dense_weight
-from llm_tt.models.reading import CachedReading, Reading, WholeReading
-from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, Shelf, norm_weight
+from llm_tt.models.reading import BatchReading, CachedBatch, CachedReading, Reading, SeparateReadings, WholeReading
+from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, Shelf, norm_weight, reads_in_pieces
 from llm_tt.models.scores import Ask, Padding, Scored, batches, run_batch
-from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, TransparentLlm
+from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, Stream, TransparentLlm
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 
 _PATTERN_TOLERANCE = 1e-5
+Batches = Literal["positions told", "positions not told", "one by one"]
+"""How a model continues several texts: in one pass, with or without their positions, or each in its own"""
+_TELLING_LENGTHS = (37, 41, 43, 53, 23, 19, 17, 13)
+"""Primes: lengths of the prompt on which memory is measured"""
+_QUERY_TOLERANCE = 1e-5
 _SAMPLED = 256
 """Numbers of each weight that a fingerprint is made of"""
 
@@ -82,6 +88,7 @@ class BridgeLlm(TransparentLlm):
         self._config = hf_model.config
         self._end_ids = _end_ids(hf_model, tokenizer)
         self._keeps_cache: bool | None = None
+        self._batches: Batches | None = None
         self._recipe: BlockRecipe = recipe(self._config.model_type)
         self._prompts = PromptMaker(name, tokenizer, chat_template)
         self._lock = threading.RLock()
@@ -107,6 +114,7 @@ class BridgeLlm(TransparentLlm):
             raise ModelError(f"{who} is not a stack of transformer blocks, so that no routes lead through it.")
         cfg = self._bridge.cfg
         self._layers = [self._layer(index, block, who) for index, block in enumerate(self._bridge.blocks)]
+        self._attentions = [unwrapped(layer.block.attn) for layer in self._layers]
         first = self.attention_output(0)[0]
         shapes = tuple(layer.ffn.shape for layer in self._layers)
         self.info = ModelInfo(
@@ -146,7 +154,8 @@ class BridgeLlm(TransparentLlm):
         probe, plain_logits = self._proof
         capture.enable(self._bridge, self._config)
         try:
-            embedding, blocks, logits = self._record(probe, silent, fused=True)
+            calls: dict[int, dict[str, Any]] = {}
+            embedding, blocks, logits = self._record(probe, silent, fused=True, calls=calls)
         except (NotAsFusedError, RuntimeError, TypeError, ValueError, AttributeError, KeyError):
             # A family whose attention does not go through the interface of transformers.
             return False
@@ -155,8 +164,79 @@ class BridgeLlm(TransparentLlm):
             return False
         width = sum(_attention_numbers(block) for block in blocks) / (len(probe) * self.info.n_layers)
         self.info = replace(self.info, attention="fused", logits_error=error, attention_width=width, stream_width=_stream_numbers(blocks))
+        try:
+            self.info = replace(self.info, running=self._measured_running())
+        except NotAsFusedError:
+            return False
+        self.info = replace(self.info, recomputed_queries=self._recomputed_queries(embedding, blocks, calls))
         self._first_run, self._first_logits = (embedding, blocks), logits
         return True
+
+    def _recomputed_queries(self, embedding: Tensor, blocks: Sequence[BlockActivations], calls: Mapping[int, dict[str, Any]]) -> float:
+        """How many numbers of queries of a token a layer need not keep, since they come out the same when they are asked for; 0: they do not.
+
+        In half precision they never do: of fewer rows at a time products are rounded otherwise.
+
+        embedding, blocks, calls: of the proof's prompt, with queries.
+        """
+        if self.info.torch_dtype != torch.float32:
+            return 0
+        n_tokens, n_numbers = len(embedding), 0
+        rows = [n_tokens // 2, n_tokens - 1]
+        streams = [embedding, *(block.post_stream for block in blocks[:-1])]
+        try:
+            for layer, (before, block) in enumerate(zip(streams, blocks, strict=True)):
+                queries = self._queries(layer, before, CalledWith(calls[layer], n_tokens))
+                assert isinstance(block.pattern, RecomputedPattern)
+                assert isinstance(block.pattern.queries, Tensor)
+                if not identities.relative_error(queries.of(rows), block.pattern.queries[:, rows]) <= _QUERY_TOLERANCE:
+                    return 0
+                n_numbers += block.pattern.queries.numel()
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
+            # A family whose attention wants more than is known here.
+            return 0
+        return n_numbers / (n_tokens * len(blocks))
+
+    def _queries(self, layer: int, before: Stream, called: CalledWith) -> QueriesOnDemand:
+        """Of a layer, made of the stream that enters it when they are asked for."""
+        made = self._layers[layer]
+        norm = unwrapped(made.block.ln1) if "ln1" in made.block.submodules else lambda x: x
+
+        def of(positions: Sequence[int]) -> Tensor:
+            with self._lock, torch.inference_mode():
+                rows = before[list(positions)] if isinstance(before, Tensor) else before.rows(positions)
+                normed = norm(self._own(rows, made.block)[None])[0]
+                return capture.queries_of(self._attentions[layer], self._config, normed, called.at(positions))
+
+        return QueriesOnDemand(of)
+
+    def _measured_running(self) -> Running | None:
+        """What exists beside the trace of a short prompt while it is made; None where the model reads no prompt that would tell.
+
+        Raises:
+            NotAsFusedError: attention is said to be fused, and is not.
+        """
+        sizes = {
+            self.info.d_model,
+            self.info.d_head,
+            self.info.n_heads,
+            self.info.n_kv_heads,
+            *(shape.per_expert for shape in self.info.ffn),
+        }
+        n_tokens = next((length for length in _TELLING_LENGTHS if length not in sizes and length <= self.info.n_ctx), None)
+        if n_tokens is None:
+            return None
+        ids = [(7 + 101 * index) % self.info.d_vocab for index in range(n_tokens)]
+        with Allocations(n_tokens) as seen:
+            _, blocks, _ = self._record(ids, silent, fused=self.info.attention == "fused", always_recompute=True, n_ffn_rows=1)
+        size = self.info.torch_dtype.itemsize
+        pairs = sum(block.pattern.nbytes for block in blocks if isinstance(block.pattern, StoredPattern))
+        kept = sum(block.nbytes for block in blocks) - pairs
+        moments = {
+            ((per_token - kept) / (size * n_tokens), (per_pair - pairs) / (size * n_tokens**2))
+            for per_token, per_pair in (seen.at_most_per_token, seen.at_most_per_pair)
+        }
+        return Running(tuple(sorted(moments)), in_pieces=all(reads_in_pieces(layer.ffn) for layer in self._layers))
 
     def use_eager_attention(self) -> None:
         """Let TransformerLens compute attention patterns, from now on; slower, and with memory quadratic in the prompt's length.
@@ -186,6 +266,7 @@ class BridgeLlm(TransparentLlm):
             if self.info.torch_dtype == torch.float32:
                 # Whether every layer's pattern can be had from its queries and keys.
                 self.info = replace(self.info, keeps_pattern=not all(isinstance(block.pattern, RecomputedPattern) for block in blocks))
+            self.info = replace(self.info, running=self._measured_running())
 
     # --- how a block is built
 
@@ -279,15 +360,25 @@ class BridgeLlm(TransparentLlm):
                 # The check at load asks for the very run that has just proven fused attention.
                 return first
             try:
-                return self._record(token_ids, progress, fused=self.info.attention == "fused")[:2]
+                keeps_queries = len(token_ids) < LONG or not self.info.recomputed_queries
+                return self._record(token_ids, progress, fused=self.info.attention == "fused", keeps_queries=keeps_queries)[:2]
             except NotAsFusedError:
                 self.use_eager_attention()
                 return self._record(token_ids, progress)[:2]
 
     def _record(
-        self, token_ids: Sequence[int], progress: Progress, fused: bool = False, always_recompute: bool = False
+        self,
+        token_ids: Sequence[int],
+        progress: Progress,
+        fused: bool = False,
+        always_recompute: bool = False,
+        n_ffn_rows: int | None = None,
+        keeps_queries: bool = True,
+        calls: dict[int, dict[str, Any]] | None = None,
     ) -> tuple[Tensor, tuple[BlockActivations, ...], Tensor]:
         """Embedding, blocks and last logits of one forward pass.
+
+        calls: filled with what attention modules were given by name.
 
         Raises:
             NotAsFusedError: fused attention was not captured, or is not what was captured.
@@ -295,16 +386,26 @@ class BridgeLlm(TransparentLlm):
         require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
         shelf = Shelf(len(self._layers))
-        with torch.inference_mode(), capture.capturing(shelf.put) as captured:
+        calls = {} if calls is None else calls
+        with (
+            torch.inference_mode(),
+            capture.capturing(shelf.put, keeps_queries) as captured,
+            capture.calls_of(self._attentions if fused else [], calls),
+        ):
 
-            def finish(layer: int, block: dict[str, Any], attention: dict[str, Tensor]) -> BlockActivations:
+            def finish(layer: int, before: Stream, block: dict[str, Any], attention: dict[str, Tensor]) -> BlockActivations:
                 if not fused:
                     return self.eager_block(layer, block, always_recompute, **attention)
                 if layer not in captured:
                     raise NotAsFusedError
-                return self.captured_block(layer, captured[layer], block)
+                if keeps_queries:
+                    return self.captured_block(layer, captured[layer], block)
+                queries = self._queries(layer, before, CalledWith(calls[layer], len(token_ids)))
+                return self.captured_block(layer, captured[layer].without_queries(queries), block)
 
-            recorder = Recorder(self._layers, self._bridge.hook_dict, finish, progress, reads_attention=not fused, shelf=shelf)
+            recorder = Recorder(
+                self._layers, self._bridge.hook_dict, finish, progress, reads_attention=not fused, shelf=shelf, n_ffn_rows=n_ffn_rows
+            )
             try:
                 with recorder.watching():
                     logits = self._bridge.run_with_hooks(
@@ -331,6 +432,19 @@ class BridgeLlm(TransparentLlm):
             if self._keeps_cache is None:
                 self._keeps_cache = self._cache_is_exact()
         return self._cached() if self._keeps_cache else WholeReading(self)
+
+    def batch_reading(self, longest: int) -> BatchReading:
+        until = cached_positions(self._config).until
+        if until is not None and longest > until:
+            # Texts in one pass would take each other's rotation.
+            return SeparateReadings(self)
+        with self._lock:
+            if self._batches is None:
+                self._batches = self._exact_batches()
+        return SeparateReadings(self) if self._batches == "one by one" else self._together(self._batches)
+
+    def _together(self, batches: Batches) -> CachedBatch:
+        return CachedBatch(self._bridge.original_model, self.info.device, self._turn, batches == "positions told")
 
     def score(self, asks: Sequence[Ask], padding: Padding = "right") -> list[list[Scored]]:
         found: list[list[Scored]] = [[] for _ in asks]
@@ -396,6 +510,26 @@ class BridgeLlm(TransparentLlm):
             # A family without a cache, or one that TransformerLens hands on wrongly.
             return False
         return identities.relative_error(read[-1], self.last_logits(probe)) <= identities.TOLERANCE[self.info.torch_dtype]
+
+    def _exact_batches(self) -> Batches:
+        """How this model reads texts of different lengths at once and predicts what it predicts for each alone; else one by one."""
+        probe = list(self._proof[0])
+        whole, short = probe[:-1], probe[: len(probe) // 2]
+        if cached_positions(self._config).keeps and 0 < len(short) < len(whole):
+            ways: tuple[Batches, ...] = ("positions told", "positions not told")
+            for way in ways:
+                reading = self._together(way)
+                try:
+                    logits = [*reading.read([whole, short])]
+                    reading.keep([1, 0])
+                    logits += [*reading.read([probe[:1], probe[-1:]])]
+                except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, OutOfMemoryError):
+                    # A family without a cache, whose cache cannot be cut, or that takes no positions.
+                    continue
+                alone = [self.last_logits(ids) for ids in (whole, short, short + probe[:1], probe)]
+                if max(map(identities.relative_error, logits, alone)) <= identities.TOLERANCE[self.info.torch_dtype]:
+                    return way
+        return "one by one"
 
     def _forget_patterns(self) -> None:
         # Families with one joint q-k-v projection keep the last pattern in the module.

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llm_tt.models.ffn import unwrapped
-from llm_tt.models.patterns import RecomputedPattern, Visible
+from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern, Visible
 
 # Transformers treats every name that contains "sdpa" as its own function.
 _NAME = "llm_tt_captured"
@@ -32,12 +32,19 @@ class Captured:
     pattern: RecomputedPattern
     values: Tensor
 
+    def without_queries(self, queries: QueriesOnDemand) -> Captured:
+        """The same with queries that are asked for."""
+        return replace(self, pattern=replace(self.pattern, queries=queries))
+
 
 @dataclass(eq=False)
 class Captures:
-    """What the attention modules of one run were called with, by layer; `keep` is given name, layer and tensor of what is kept."""
+    """What the attention modules of one run were called with, by layer; `keep` is given name, layer and tensor of what is kept.
+
+    Queries are kept only where they are wanted; else the pattern has none."""
 
     keep: Callable[[str, int, Tensor], Tensor]
+    wants_queries: bool
     layers: dict[int, Captured] = field(default_factory=dict)
     masks: dict[int, tuple[Tensor, Visible]] = field(default_factory=dict)
     """By the mask's identity: layers of one kind are called with the same one, which is kept so that its identity stays its own"""
@@ -51,12 +58,80 @@ class Captures:
 
 
 _captures: ContextVar[Captures | None] = ContextVar("captures", default=None)
+_OF_ONE_RUN = {"hidden_states", "attention_mask", "past_key_values", "past_key_value", "layer_past"}
+_wants_only_queries: ContextVar[bool] = ContextVar("wants_only_queries", default=False)
+
+
+class _QueriesFound(Exception):
+    """Ends an attention module as soon as it has made its queries [H, P, E]."""
+
+    def __init__(self, queries: Tensor) -> None:
+        super().__init__()
+        self.queries = queries
+
+
+@dataclass(frozen=True, eq=False)
+class CalledWith:
+    """What an attention module was given beside what it reads: what depends on positions, and everything else."""
+
+    options: dict[str, Any]
+    n_tokens: int
+
+    def at(self, positions: Sequence[int]) -> dict[str, Any]:
+        chosen = list(positions)
+
+        def part(value: Any) -> Any:
+            if isinstance(value, tuple | list):
+                return type(value)(part(entry) for entry in value)
+            if not isinstance(value, Tensor) or self.n_tokens not in value.shape[-2:]:
+                return value
+            return value[..., chosen] if value.shape[-1] == self.n_tokens else value[..., chosen, :]
+
+        return {name: part(value) for name, value in self.options.items()}
 
 
 @contextmanager
-def capturing(keep: Callable[[str, int, Tensor], Tensor]) -> Iterator[dict[int, Captured]]:
-    """Collect, in this thread, what the attention modules are called with: layer -> `Captured`. keep: as in `Captures`."""
-    captures = Captures(keep)
+def calls_of(modules: Sequence[torch.nn.Module], calls: dict[int, dict[str, Any]]) -> Iterator[None]:
+    """Collect what attention modules are given by name: number -> arguments."""
+
+    def watch(number: int) -> Callable[..., None]:
+        def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            if not _wants_only_queries.get():
+                # Not what it reads: that would be kept until the run ends.
+                calls[number] = {name: value for name, value in kwargs.items() if name not in _OF_ONE_RUN}
+
+        return see
+
+    handles = [module.register_forward_pre_hook(watch(number), with_kwargs=True) for number, module in enumerate(modules)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def queries_of(module: Any, hf_config: Any, normed: Tensor, options: dict[str, Any]) -> Tensor:
+    """[H, P, E]: the queries that an attention module makes of rows [P, d] of what it reads. The module may be used by nobody else meanwhile.
+
+    Raises:
+        ValueError: it calls no function that captures.
+    """
+    before, token = hf_config._attn_implementation, _wants_only_queries.set(True)
+    hf_config._attn_implementation = _NAME
+    try:
+        module(hidden_states=normed[None], attention_mask=None, **options)
+    except _QueriesFound as found:
+        return found.queries
+    finally:
+        _wants_only_queries.reset(token)
+        hf_config._attn_implementation = before
+    raise ValueError("attention went past the function that captures")
+
+
+@contextmanager
+def capturing(keep: Callable[[str, int, Tensor], Tensor], wants_queries: bool = True) -> Iterator[dict[int, Captured]]:
+    """Collect, in this thread, what the attention modules are called with: layer -> `Captured`. Arguments as in `Captures`."""
+    captures = Captures(keep, wants_queries)
     token = _captures.set(captures)
     try:
         yield captures.layers
@@ -122,12 +197,15 @@ def _attention(
         raise ValueError("a bias on the scores cannot be captured")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cap, sinks = options.get("softcap"), options.get("s_aux")
+    if _wants_only_queries.get():
+        raise _QueriesFound(query[0])
     captures = _captures.get()
     if captures is not None:
         if attention_mask is not None and (attention_mask.dtype != torch.bool or attention_mask.shape[1] != 1):
             raise ValueError("a mask that adds to the scores cannot be captured")
         layer, keep = module.layer_idx, captures.keep
-        queries, keys, values = keep("queries", layer, query[0]), keep("keys", layer, key[0]), keep("values", layer, value[0])
+        queries = keep("queries", layer, query[0]) if captures.wants_queries else query.new_empty(query.shape[1], 0, query.shape[-1])
+        keys, values = keep("keys", layer, key[0]), keep("values", layer, value[0])
         pattern = RecomputedPattern(queries, keys, scale, captures.visible(attention_mask), cap, sinks)
         captures.layers[layer] = Captured(pattern, values)
     if cap is None and sinks is None:

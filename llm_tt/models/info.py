@@ -76,6 +76,19 @@ class LayerErrors:
 
 
 @dataclass(frozen=True)
+class Running:
+    """What exists beside what a trace keeps while it is made, in numbers of the model's dtype, measured when the model was loaded.
+
+    The inner vectors of FFNs that read a prompt in pieces are not in it."""
+
+    moments: tuple[tuple[float, float], ...]
+    """at the moments when there was most of it: numbers for each token, and for each pair of tokens (patterns, scores, masks). Less than nothing
+    for each token: not all layers had been traced"""
+    in_pieces: bool
+    """FFNs read a prompt in pieces"""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """The facts of a loaded model."""
 
@@ -110,6 +123,10 @@ class ModelInfo:
     stream_width: float | None = None
     """numbers that a trace keeps of one token's residual stream in a layer, on average: what attention and FFN add, and streams that are no sum of
     what is kept; None: both of these and both streams"""
+    recomputed_queries: float = 0.0
+    """numbers of one token's queries in a layer, on average, where a trace of a long prompt keeps none of them; 0 where it does"""
+    running: Running | None = None
+    """None: as a plain block has it"""
     not_shown: tuple[str, ...] = ()
     """sentences on what this model has and the method cannot show, for example neurons that no expert recipe covers"""
     notes: tuple[str, ...] = ()

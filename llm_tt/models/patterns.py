@@ -6,7 +6,7 @@ A pattern is H*T*T numbers, queries and keys (H+K)*T*E: from about 2*E tokens on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,17 @@ class Visible:
 
 
 @dataclass(frozen=True, eq=False)
+class QueriesOnDemand:
+    """Queries that are not kept: the model is asked for those of the positions wanted, [H, P, E]."""
+
+    of: Callable[[Sequence[int]], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
 class RecomputedPattern:
     """softmax(cap(scale * q k^T) + mask), computed for the rows that are asked for.
 
@@ -67,7 +78,7 @@ class RecomputedPattern:
     sinks: [H] scores of a place that belongs to no token; its share is left out, so that rows sum to less than 1.
     """
 
-    queries: Tensor
+    queries: Tensor | QueriesOnDemand
     keys: Tensor
     scale: float
     visible: Visible = Visible()
@@ -75,10 +86,11 @@ class RecomputedPattern:
     sinks: Tensor | None = None
 
     def rows(self, positions: Sequence[int]) -> Tensor:
-        index = torch.as_tensor(list(positions), device=self.queries.device)
-        n_heads, n_tokens, d_head = self.queries.shape
-        n_kv_heads = self.keys.shape[0]
-        queries = self.queries[:, index].float().reshape(n_kv_heads, -1, d_head)
+        index = torch.as_tensor(list(positions), device=self.keys.device)
+        asked = self.queries[:, index] if isinstance(self.queries, Tensor) else self.queries.of(positions)
+        n_heads, _, d_head = asked.shape
+        n_kv_heads, n_tokens, _ = self.keys.shape
+        queries = asked.float().reshape(n_kv_heads, -1, d_head)
         scores = torch.matmul(queries, self.keys.float().transpose(1, 2)).mul_(self.scale).view(n_heads, len(index), n_tokens)
         if self.cap is not None:
             scores = scores.div_(self.cap).tanh_().mul_(self.cap)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_tt.models.ffn import DenseFfn, Ffn, in_pieces
-from llm_tt.models.patterns import RecomputedPattern
+from llm_tt.models.ffn import DenseFfn, Ffn, in_pieces, unwrapped
+from llm_tt.models.memory import ffn_rows
+from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern
 from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm, Stream, SummedStream
 from llm_tt.progress import Progress
 
@@ -19,9 +20,6 @@ _KEPT_EVERY = 4
 """Every so many layers the residual stream is kept, so that no sum is long"""
 _ROWS = 256
 _SHELVED_BYTES = 2**18
-_FFN_ROWS, _FFN_NUMBERS = 256, 2**19
-"""On a CPU a dense FFN reads so many tokens at a time that its inner vectors have about so many numbers, but not fewer tokens than that; a GPU
-would be kept waiting by such small pieces"""
 
 
 class NotAsFusedError(Exception):
@@ -74,8 +72,8 @@ class Shelf:
         """A block with values, queries and keys on the shelf, as `attention` puts them there."""
         pattern = block.pattern
         if isinstance(pattern, RecomputedPattern):
-            queries, keys = self.put("queries", layer, pattern.queries), self.put("keys", layer, pattern.keys)
-            pattern = replace(pattern, queries=queries, keys=keys)
+            queries = pattern.queries if isinstance(pattern.queries, QueriesOnDemand) else self.put("queries", layer, pattern.queries)
+            pattern = replace(pattern, queries=queries, keys=self.put("keys", layer, pattern.keys))
         return replace(block, values=self.put("values", layer, block.values), pattern=pattern)
 
 
@@ -84,19 +82,22 @@ class Recorder:
 
     Args:
         hook_names: the hooks that the bridge has.
-        finish: makes a block of its layer, of what `BlockActivations` needs beside attention, and of what was read of attention.
+        finish: makes a block of its layer, of the stream that enters it, of what `BlockActivations` needs beside attention, and of what was
+            read of attention.
         reads_attention: whether queries, keys, values and pattern are read from hooks.
         shelf: where large tensors go.
+        n_ffn_rows: how many tokens an FFN that `reads_in_pieces` reads at a time; None: as many as is best for its width.
     """
 
     def __init__(
         self,
         layers: Sequence[Layer],
         hook_names: Container[str],
-        finish: Callable[[int, dict[str, Any], dict[str, Tensor]], BlockActivations],
+        finish: Callable[[int, Stream, dict[str, Any], dict[str, Tensor]], BlockActivations],
         progress: Progress,
         reads_attention: bool,
         shelf: Shelf,
+        n_ffn_rows: int | None = None,
     ) -> None:
         self._layers = layers
         self._names = hook_names
@@ -104,6 +105,7 @@ class Recorder:
         self._progress = progress
         self._reads_attention = reads_attention
         self._shelf = shelf
+        self._n_ffn_rows = n_ffn_rows
         self._current: dict[str, Tensor] = {}
         self._before: Tensor = torch.empty(0)
         self._before_stream: Stream = self._before
@@ -147,8 +149,12 @@ class Recorder:
         try:
             with ExitStack() as stack:
                 for ffn in (layer.ffn for layer in self._layers):
-                    if isinstance(ffn, DenseFfn) and ffn.device.type == "cpu":
-                        stack.enter_context(in_pieces(ffn.module, max(_FFN_ROWS, _FFN_NUMBERS // max(ffn.shape.n_neurons, 1))))
+                    if isinstance(ffn, DenseFfn) and reads_in_pieces(ffn):
+                        stack.enter_context(in_pieces(ffn.module, self._n_ffn_rows or ffn_rows(ffn.shape.n_neurons)))
+                for block in (layer.block for layer in self._layers):
+                    for name in ("ln1", "ln2"):
+                        if name in block.submodules:
+                            stack.enter_context(_unobserved(getattr(block, name)))
                 yield
         finally:
             for handle in handles:
@@ -193,7 +199,7 @@ class Recorder:
                 "ffn_norm": _frozen(layer.ffn_norm, now.pop("ffn_normed", None), ffn_out),
                 "parallel": layer.parallel,
             }
-            self.blocks.append(self._shelf.put_block(index, self._make(index, block, now)))
+            self.blocks.append(self._shelf.put_block(index, self._make(index, self._before_stream, block, now)))
             self._before, self._before_stream = tensor[0], post
             self._progress(f"Tracing layer {index + 1} of {len(self._layers)}", (index + 1) / len(self._layers))
 
@@ -214,6 +220,30 @@ class Recorder:
         if not _is_sum(post, mid, (ffn_out,)):
             return mid_stream, post
         return mid_stream, (mid_stream if isinstance(mid_stream, SummedStream) else SummedStream(mid_stream, ())).plus(ffn_out)
+
+
+@contextmanager
+def _unobserved(norm: Any) -> Iterator[None]:
+    """Let one of TransformerLens' norms be the one it wraps: it computes scales for hooks that nobody listens to, several passes over the stream."""
+    original = unwrapped(norm)
+    if original is norm:
+        yield
+        return
+    before = vars(norm).get("forward")
+    hook_in: Any = norm.hook_in
+    # What goes in is the stream after attention.
+    vars(norm)["forward"] = lambda x: original(hook_in(x))
+    try:
+        yield
+    finally:
+        del vars(norm)["forward"]
+        if before is not None:
+            vars(norm)["forward"] = before
+
+
+def reads_in_pieces(ffn: Ffn) -> bool:
+    """Whether a prompt goes through an FFN some tokens at a time."""
+    return isinstance(ffn, DenseFfn) and ffn.module is not None and ffn.device.type == "cpu"
 
 
 def _is_sum(whole: Tensor, start: Tensor, *added: tuple[Tensor, ...]) -> bool:

@@ -103,7 +103,7 @@ def test_a_share_of_the_flow_takes_the_place_of_the_threshold(page: ExplorePage,
     expected = llm_tt.extract_routes_by_mass(trace, mass=0.8)
     expect(page.graph).to_have_attribute("data-n-edges", str(expected.n_edges))
     expect(page.page.get_by_test_id("graph-count")).to_contain_text(f"{expected.n_edges} edges carry 80 % of the flow")
-    page.page.get_by_test_id("stSidebar").get_by_text("95 %").click()
+    page.page.get_by_role("radio", name="95 %").click()
     expect(page.graph).to_have_attribute("data-n-edges", str(llm_tt.extract_routes_by_mass(trace, mass=0.95).n_edges))
     page.settle()
     page.shoot("by-mass")

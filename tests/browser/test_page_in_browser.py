@@ -174,6 +174,9 @@ def test_the_inspector_stays_beside_what_is_scrolled_to(browser: Browser, app: A
     page.page.get_by_text("Table of edges").click()
     page.settle()
     side = page.page.locator(".st-key-side")
+    page.page.get_by_text("Heads at a glance").click()
+    page.settle()
+    page.page.locator(".st-key-heads .js-plotly-plot").first.wait_for()
     page.page.get_by_test_id("stMain").evaluate("element => element.scrollTo(0, 400)")
     page.page.wait_for_timeout(300)
     assert scrolled(page) > 300
