@@ -50,6 +50,11 @@ def show(service: Service) -> None:
     # Always there, though mostly empty: what follows keeps its place on the page, or the browser makes the graph anew.
     with st.container():
         compared = waiting.answer(service, conversation, question, meanwhile=True)
+    if conversation.phase == "failed" and st.button(
+        "Run again", icon=":material/refresh:", key="compare_again", help="Ask the same question once more."
+    ):
+        conversation.again()
+        st.rerun()
     if compared is None:
         return
     _page(service, choices, question, compared)
@@ -116,7 +121,7 @@ def _tabs(service: Service, choices: Choices, question: CompareTraces, compared:
         "Heads and blocks": lambda: changes.parts(compared, names),
         "Residual stream": lambda: changes.drift(compared),
         "Edges": lambda: difference.table(compared, names),
-        "Answers": lambda: answers.show(service, (question.first, question.second), names),
+        "Answers": lambda: answers.show(service, (question.first, question.second), names, compared.aligned_by == "token"),
         "Tuning": lambda: _tuning(service, question),
     }
     tuned = [key.model for key in question.trace if service.engine.is_tuned(key.model)]
@@ -160,4 +165,4 @@ def alignment(compared: Comparison) -> str:
     if others:
         sentence += f", {others} of different tokens"
     left = compared.n_unpaired
-    return sentence + (f"; {left[0]} and {left[1]} without a partner, whose edges have no change" if any(left) else "")
+    return sentence + (f"; {left[0]} (\u00b9) and {left[1]} (\u00b2) without a partner, whose edges have no change" if any(left) else "")
