@@ -25,3 +25,8 @@ def signed(value: float) -> str:
 def probability(value: float) -> str:
     """0.123, as tables have it; what would be 0.000 and is not is <0.001."""
     return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
+
+
+def cut(text: str, most: int) -> str:
+    """A text as it is, or its beginning where it is longer than a table can take."""
+    return text if len(text) <= most else f"{text[: most - 1]}\u2026"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import streamlit as st
 
+from llm_tt.analysis.comparison import Comparison
+from llm_tt.analysis.errors import CellExplanation
 from llm_tt.analysis.saliency_report import Saliency
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import AppConfig, load_config
@@ -17,8 +19,13 @@ from llm_tt.engine.messages import (
     AddedModel,
     AddModel,
     CheckTrace,
+    CompareTraces,
     Continue,
+    DataPreview,
     EstimateTrace,
+    Evaluate,
+    Evaluation,
+    ExplainErrors,
     ExplainPrediction,
     Explanation,
     HeadReport,
@@ -26,6 +33,9 @@ from llm_tt.engine.messages import (
     LensGridOf,
     MeasureTuning,
     ModelKey,
+    PreviewData,
+    PreviewPrompt,
+    PromptPreview,
     ReadContinuation,
     ReadHeads,
     SaliencyOf,
@@ -102,6 +112,11 @@ _Q = TypeVar(
     CheckTrace,
     SaliencyOf,
     EstimateTrace,
+    PreviewData,
+    PreviewPrompt,
+    Evaluate,
+    ExplainErrors,
+    CompareTraces,
 )
 _A = TypeVar("_A")
 
@@ -226,6 +241,36 @@ def saliency() -> Conversation[SaliencyOf, Saliency]:
     return _state("saliency", lambda: Conversation[SaliencyOf, Saliency]())
 
 
+def data_preview() -> Conversation[PreviewData, DataPreview]:
+    return _state("data_preview", lambda: Conversation[PreviewData, DataPreview]())
+
+
+def prompt_preview() -> Conversation[PreviewPrompt, PromptPreview]:
+    return _state("prompt_preview", lambda: Conversation[PreviewPrompt, PromptPreview]())
+
+
+def evaluating() -> Conversation[Evaluate, Evaluation]:
+    return _state("evaluating", lambda: Conversation[Evaluate, Evaluation]())
+
+
+def explaining_errors() -> Conversation[ExplainErrors, CellExplanation]:
+    return _state("explaining_errors", lambda: Conversation[ExplainErrors, CellExplanation]())
+
+
+def comparison() -> Conversation[CompareTraces, Comparison]:
+    return _state("comparison", lambda: Conversation[CompareTraces, Comparison]())
+
+
+def compared_heads() -> tuple[Conversation[InspectHead, HeadReport], Conversation[InspectHead, HeadReport]]:
+    """A head in each side of a comparison."""
+    return _state("compared_heads", lambda: (Conversation[InspectHead, HeadReport](), Conversation[InspectHead, HeadReport]()))
+
+
+def compared_answers() -> tuple[ContinuingConversation, ContinuingConversation]:
+    """What each side of a comparison generates."""
+    return _state("compared_answers", lambda: (ContinuingConversation(), ContinuingConversation()))
+
+
 def continuing() -> Continuing:
     return _state("continuing", Continuing)
 
@@ -268,6 +313,14 @@ def has_chat_template(service: Service, model: ModelKey) -> bool:
 def expect_chat_template() -> None:
     """Take the next model for one with a chat template until it is loaded: a conversation came with a link."""
     st.session_state.chat_expected = True
+
+
+def hold(key: str, default: Any) -> None:
+    """Let a widget keep its value through runs in which it is not drawn, as while another page is shown: Streamlit forgets it.
+
+    Call it in every run before the widget may be drawn, and give the widget no value of its own."""
+    held: dict[str, Any] = _state("held", dict)
+    st.session_state[key] = held[key] = st.session_state[key] if key in st.session_state else held.get(key, default)
 
 
 def _state(name: str, make: Callable[[], _A]) -> _A:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from llm_tt.analysis.rows import DataSet, Template, few_shot, read_data
     from llm_tt.analysis.saliency import saliency
     from llm_tt.analysis.saliency_report import Saliency
-    from llm_tt.analysis.scoring import Scoring, parse_labels
+    from llm_tt.analysis.scoring import Reasoning, Scoring, parse_labels
+    from llm_tt.analysis.strategies import Strategy, compare_strategies, examples_per_label, rows_numbered, strategies_named
+    from llm_tt.analysis.strategy_report import StrategyComparison, compare_reports
     from llm_tt.analysis.tuning import tuning_report
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.config import AppConfig, ModelSpec, load_config
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from llm_tt.models import load_model
     from llm_tt.models.continuation import Continuation, GeneratedToken, Sampling
     from llm_tt.models.estimates import TraceEstimate
-    from llm_tt.models.generation import generate
+    from llm_tt.models.generation import generate, generate_batch
     from llm_tt.models.identities import reconstruction_errors
     from llm_tt.models.pace import estimate_trace
     from llm_tt.models.transparent_llm import ModelInfo, Trace, TransparentLlm
@@ -66,9 +68,12 @@ _HOME = {
     "ModelInfo": "llm_tt.models.transparent_llm",
     "ModelSpec": "llm_tt.config",
     "Prompt": "llm_tt.text",
+    "Reasoning": "llm_tt.analysis.scoring",
     "Saliency": "llm_tt.analysis.saliency_report",
     "Sampling": "llm_tt.models.continuation",
     "Scoring": "llm_tt.analysis.scoring",
+    "Strategy": "llm_tt.analysis.strategies",
+    "StrategyComparison": "llm_tt.analysis.strategy_report",
     "Template": "llm_tt.analysis.rows",
     "Trace": "llm_tt.models.transparent_llm",
     "TraceEstimate": "llm_tt.models.estimates",
@@ -79,10 +84,13 @@ _HOME = {
     "attention_map": "llm_tt.flow.heads",
     "compare": "llm_tt.analysis.comparing",
     "compare_evaluations": "llm_tt.analysis.evaluation",
+    "compare_reports": "llm_tt.analysis.strategy_report",
+    "compare_strategies": "llm_tt.analysis.strategies",
     "contribution_map": "llm_tt.flow.heads",
     "direct_effects": "llm_tt.lens.effects",
     "estimate_trace": "llm_tt.models.pace",
     "evaluate": "llm_tt.analysis.evaluation",
+    "examples_per_label": "llm_tt.analysis.strategies",
     "explain_errors": "llm_tt.analysis.errors",
     "extract_routes": "llm_tt.flow.routes",
     "extract_routes_by_mass": "llm_tt.flow.routes",
@@ -91,6 +99,7 @@ _HOME = {
     "ffn_contributions": "llm_tt.flow.contributions",
     "flow_over_sources": "llm_tt.flow.propagation",
     "generate": "llm_tt.models.generation",
+    "generate_batch": "llm_tt.models.generation",
     "head_outputs": "llm_tt.flow.heads",
     "head_roles": "llm_tt.flow.head_roles",
     "head_shares": "llm_tt.flow.heads",
@@ -106,7 +115,9 @@ _HOME = {
     "propagate": "llm_tt.flow.propagation",
     "read_data": "llm_tt.analysis.rows",
     "reconstruction_errors": "llm_tt.models.identities",
+    "rows_numbered": "llm_tt.analysis.strategies",
     "saliency": "llm_tt.analysis.saliency",
+    "strategies_named": "llm_tt.analysis.strategies",
     "token_trajectories": "llm_tt.lens.grid",
     "tuning_report": "llm_tt.analysis.tuning",
 }
@@ -129,9 +140,12 @@ __all__ = [
     "ModelInfo",
     "ModelSpec",
     "Prompt",
+    "Reasoning",
     "Saliency",
     "Sampling",
     "Scoring",
+    "Strategy",
+    "StrategyComparison",
     "Template",
     "Trace",
     "TraceEstimate",
@@ -142,10 +156,13 @@ __all__ = [
     "attention_map",
     "compare",
     "compare_evaluations",
+    "compare_reports",
+    "compare_strategies",
     "contribution_map",
     "direct_effects",
     "estimate_trace",
     "evaluate",
+    "examples_per_label",
     "explain_errors",
     "extract_routes",
     "extract_routes_by_mass",
@@ -154,6 +171,7 @@ __all__ = [
     "ffn_contributions",
     "flow_over_sources",
     "generate",
+    "generate_batch",
     "head_outputs",
     "head_roles",
     "head_shares",
@@ -169,7 +187,9 @@ __all__ = [
     "propagate",
     "read_data",
     "reconstruction_errors",
+    "rows_numbered",
     "saliency",
+    "strategies_named",
     "token_trajectories",
     "tuning_report",
 ]

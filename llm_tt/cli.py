@@ -32,7 +32,11 @@ from llm_tt.text import ChatMessage
 
 if TYPE_CHECKING:
     from llm_tt.analysis.comparison import Comparison
-    from llm_tt.analysis.evaluation_report import Table
+    from llm_tt.analysis.evaluation_report import EvaluationComparison, EvaluationReport, Table
+    from llm_tt.analysis.rows import DataSet, Row, Template
+    from llm_tt.analysis.scoring import Scoring
+    from llm_tt.analysis.strategies import Strategy
+    from llm_tt.analysis.strategy_report import StrategyComparison
     from llm_tt.models.transparent_llm import Trace, TransparentLlm
 
 _N_SOURCES = 5
@@ -169,14 +173,21 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
 
     compare = commands.add_parser("compare", help="what differs between two models on one text, or between two texts in one model")
-    _add_prompt(compare)
+    _add_prompt(compare, may_continue=False)
+    compare.add_argument(
+        "--generate", metavar="N", type=_count, help="also let both continue their text greedily by up to N tokens, and mark what differs"
+    )
     compare.add_argument("--with", dest="other_model", metavar="MODEL", help="the second model, such as one tuned from the first")
     compare.add_argument("--with-adapter", dest="other_adapter", metavar="ADAPTER", help="the first model with this adapter is the second")
     compare.add_argument("--with-prompt", dest="other_prompt", metavar="TEXT", help="the second text")
     compare.add_argument("--target", type=int, default=-1, help="position in the first text that is explained (default -1, the last)")
-    compare.add_argument("--token", metavar="TEXT", help="the token that direct effects are on (default: the first model's first choice)")
+    compare.add_argument(
+        "--token", metavar="TEXT", help="the token that direct effects are on (default: the second's first choice, and why not the first's)"
+    )
     compare.add_argument("--contrast", metavar="TEXT", help="effects on how far that token is above this one")
-    compare.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="of both graphs (default %(default)s)")
+    kept = compare.add_mutually_exclusive_group()
+    kept.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="of both graphs (default %(default)s)")
+    kept.add_argument("--mass", type=float, help="make each graph the smallest that carries this share of the flow, for example 0.9")
     compare.add_argument("--top", type=_count, default=10, help="how many edges (default %(default)s)")
     compare.add_argument("--json", action="store_true", help="print everything as JSON")
     _add_model_options(compare)
@@ -199,9 +210,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--calibrate", action="store_true", help="divide by the labels' probabilities after a prompt that says nothing")
     evaluate.add_argument("--spelling", metavar="TEXT", action="append", help='how a response is written, as " {}"; may be repeated')
-    evaluate.add_argument("--tokens", type=_count, default=16, help="with --score generate: at most so many (default %(default)s)")
+    evaluate.add_argument("--tokens", type=_count, help="of a generated answer: at most so many (default 16; structured: 48)")
     evaluate.add_argument("--pattern", metavar="REGEX", help="with --score generate: its first group is the label")
-    evaluate.add_argument("--json-field", metavar="NAME", help="with --score generate: this field of a JSON object is the label")
+    evaluate.add_argument("--json-field", metavar="NAME", help="with --score generate or structured: this JSON field is the label")
+    evaluate.add_argument("--schema", metavar="FILE", type=Path, help="with a JSON field: the JSON schema that the answer must fit")
+    evaluate.add_argument(
+        "--strategies",
+        "--strategy",
+        metavar="A,B",
+        action="append",
+        help="ways to ask, compared on the same rows: zero-shot, few-shot, step-by-step, structured",
+    )
+    evaluate.add_argument("--shots", metavar="K", type=_count, help="few-shot: so many examples of each label, drawn with --seed")
+    evaluate.add_argument("--shot-rows", metavar="N,N", help="few-shot: the rows with these numbers are the examples")
+    evaluate.add_argument("--train", metavar="FILE", help="few-shot: where examples come from (default DATA; examples are not evaluated)")
+    evaluate.add_argument("--reason-tokens", metavar="N", type=_count, help="step-by-step: reason in at most so many tokens (default 64)")
+    evaluate.add_argument("--reason-ask", metavar="TEXT", help="step-by-step: follows the reasoning, and the label follows it")
+    evaluate.add_argument(
+        "--reason-instruction", metavar="TEXT", help='step-by-step: makes the model reason, as "Let\'s think step by step."'
+    )
+    evaluate.add_argument(
+        "--reason-parse", action="store_true", help='step-by-step: read the label from "Answer: ..." in the reasoning itself'
+    )
     evaluate.add_argument("--slice", metavar="COLUMN", action="append", default=[], help="accuracy by this column; may be repeated")
     evaluate.add_argument("--word", metavar="WORD", action="append", default=[], help="accuracy with and without it; may be repeated")
     evaluate.add_argument("--compare", metavar="OTHER", help="evaluate this model too, and compare")
@@ -400,6 +430,7 @@ def _as_text(graph: FlowGraph) -> str:
 
 
 _N_STRONGEST = 8
+_N_CHOICES = 4
 
 
 def _effects(options: argparse.Namespace) -> int:
@@ -429,7 +460,8 @@ def _effects(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     if options.other_model is None and options.other_adapter is None and options.other_prompt is None:
         raise RequestError("There is nothing to compare with. Name a second model (--with), an adapter (--with-adapter) or a second text.")
-    first = _trace(options)
+    llm, prompt = _read_prompt(options)
+    first = llm.trace(prompt)
     from llm_tt.analysis.comparing import compare
 
     second = copy.copy(options)
@@ -437,28 +469,83 @@ def _compare(options: argparse.Namespace) -> int:
     if options.other_model is not None:
         second.adapter = options.other_adapter
     second.prompt = options.prompt if options.other_prompt is None else options.other_prompt
-    compared = compare(first, _trace(second), options.target, token=options.token, contrast=options.contrast, threshold=options.threshold)
+    other, other_prompt = _read_prompt(second)
+    compared = compare(
+        first,
+        other.trace(other_prompt),
+        options.target,
+        token=options.token,
+        contrast=options.contrast,
+        threshold=options.threshold,
+        mass=options.mass,
+    )
+    answers: list[Continuation] = []
+    if options.generate is not None:
+        from llm_tt.models.generation import generate
+
+        for model, text in ((llm, prompt), (other, other_prompt)):
+            answers.append(Continuation.of(model.prompt(text).n_tokens, list(generate(model, text, options.generate))))
     if options.json:
-        _print_json(compared.to_dict())
+        answered = [
+            {"text": answer.text, "tokens": answer.token_texts, "ids": answer.token_ids, "probabilities": answer.probabilities}
+            | {"differs": marks, "stop": answer.stop}
+            for answer, marks in zip(answers, _differing(answers), strict=True)
+        ]
+        _print_json(compared.to_dict() | ({"generated": answered} if answers else {}))
         return 0
     _print_comparison(compared, options.top)
+    if answers:
+        _print_answers(compared, answers)
     return 0
+
+
+def _differing(answers: Sequence[Continuation]) -> Sequence[Sequence[bool]]:
+    """Of each token of two answers, whether the other lacks it."""
+    from llm_tt.analysis.alignment import differing
+
+    return differing(answers[0].token_texts, answers[1].token_texts) if answers else ()
+
+
+def _print_answers(compared: Comparison, answers: Sequence[Continuation]) -> None:
+    print("\nWhat they generate, tokens that the other does not in brackets:")
+    for name, answer, marks in zip(compared.names, answers, _differing(answers), strict=True):
+        shown = "".join(f"[{text}]" if is_own else text for text, is_own in zip(answer.token_texts, marks, strict=True))
+        print(f"  {name}: {shown!r}")
 
 
 def _print_comparison(compared: Comparison, n_edges: int) -> None:
     effects, edges = compared.effects, compared.edges
     print(f"From {compared.names[0]} to {compared.names[1]}:")
     print(f"logit of {effects[0].of!r}: {effects[0].logit:.3f} -> {effects[1].logit:.3f}")
+    n_tokens = [len(texts) for texts in compared.token_texts]
+    if compared.n_unpaired != (0, 0):
+        print(
+            f"{len(compared.pairs)} of {n_tokens[0]} and {n_tokens[1]} tokens are paired by {compared.aligned_by}; the others have no change."
+        )
+    for note in compared.notes:
+        print(note)
+    texts = [compared.token_texts[side][target] for side, target in enumerate(compared.targets)]
+    print(f"\nAfter {texts[0]!r}" + ("" if texts[0] == texts[1] else f" and {texts[1]!r}") + " come:")
+    for text, shares in list(zip(compared.choices.texts, compared.choices.probabilities.tolist(), strict=True))[:_N_CHOICES]:
+        shown = ["none" if math.isnan(share) else f"{share:.3f}" for share in shares]
+        print(f"  {shown[0]:>6} -> {shown[1]:>6}  {text!r}")
     print("\n          token  KL (nats)  p(next): first  second")
     for (position, _), divergence, following in zip(compared.pairs.tolist(), compared.divergence, compared.following, strict=True):
         shown = ["" if math.isnan(value) else f"{value:.3f}" for value in following.tolist()]
-        print(f"{compared.token_texts[0][position]!r:>15}  {divergence:9.4f}  {shown[0]:>14}  {shown[1]:>6}".rstrip())
+        apart = "" if math.isnan(divergence) else f"{divergence:.4f}"
+        print(f"{compared.token_texts[0][position]!r:>15}  {apart:>9}  {shown[0]:>14}  {shown[1]:>6}".rstrip())
+    if not compared.has_like_parts:
+        return
     print(f"\nEdges that changed most, of {len(edges)}:")
     for edge in edges.strongest(n_edges):
-        side = 0 if (edges.source[edge, 0] >= 0 and edges.destination[edge, 0] >= 0) else 1
+        side = edges.side(edge)
         source, destination, key = edges.name(edge, side)
         before, after = edges.contribution[edge].tolist()
-        print(f"  {after - before:+.3f}  {source} -> {destination} ({key}): {before:.3f} -> {after:.3f}")
+        line = f"  {after - before:+.3f}  {source} -> {destination} ({key}): {before:.3f} -> {after:.3f}"
+        heads = edges.heads_by_change(edge)
+        if heads and not math.isnan(after - before):
+            line += f", most by H{heads[0][0]}; from {compared.token_texts[side][edges.source[edge, side]]!r}"
+        print(line)
     change = compared.head_effects()[1] - compared.head_effects()[0]
     print("\nHeads whose direct effect changed most:")
     order = np.dstack(np.unravel_index(np.argsort(-np.abs(change), axis=None), change.shape))[0]
@@ -621,66 +708,170 @@ def _evaluate(options: argparse.Namespace) -> int:
     from llm_tt.analysis.errors import explain_errors, largest_cell
     from llm_tt.analysis.evaluation import compare_evaluations, evaluate
     from llm_tt.analysis.rows import Template, read_data
-    from llm_tt.analysis.scoring import Scoring, parse_labels
+    from llm_tt.analysis.strategies import evaluate_strategies, name_of
+    from llm_tt.analysis.strategy_report import compare_reports
 
-    spellings = {} if options.spelling is None else {"spellings": tuple(options.spelling)}
-    scoring = Scoring(
-        options.score,
-        () if options.labels is None else parse_labels(options.labels),
-        options.label_column,
-        calibrated=options.calibrate,
-        n_tokens=options.tokens,
-        pattern=options.pattern,
-        json_field=options.json_field,
-        **spellings,
-    )
+    scoring = _scoring(options)
     template = Template(options.template, options.chat, options.system)
     if options.explain and options.score != "labels":
         raise RequestError("Errors are explained of an evaluation by labels. Leave out --score, or --explain.")
+    if options.explain and options.strategies:
+        raise RequestError("Errors are explained of one way to ask. Leave out --strategies, or --explain.")
     data = read_data(options.data, options.limit)
+    strategies = _strategies(options, data, template, scoring)
     _folder_for(options.out)
     configured = load_config(options.config).models if options.config else {}
-    reports = []
+    reports: list[EvaluationReport] = []
+    names: list[str] = []
     why: list[Table] = []
+    given = {"slices": options.slice, "words": options.word, "folder": options.out, "seed": options.seed, "progress": _on_one_line}
     from llm_tt.models import load_model
 
     # An adapter on the command line is MODEL's.
-    for name, adapter in [(options.model, options.adapter), *([] if options.compare is None else [(options.compare, None)])]:
-        llm = load_model(configured.get(name) or name, adapter=adapter, device=options.device, dtype=options.dtype)
-        reports.append(
-            evaluate(
-                llm,
-                data,
-                template,
-                scoring,
-                slices=options.slice,
-                words=options.word,
-                folder=options.out,
-                seed=options.seed,
-                progress=_on_one_line,
-            )
-        )
+    for model, adapter in [(options.model, options.adapter), *([] if options.compare is None else [(options.compare, None)])]:
+        llm = load_model(configured.get(model) or model, adapter=adapter, device=options.device, dtype=options.dtype)
+        if strategies:
+            reports += evaluate_strategies(llm, data, strategies, **given)
+            names += [name_of(llm.info.name, one, options.compare is not None, len(strategies) > 1) for one in strategies]
+        else:
+            reports.append(evaluate(llm, data, template, scoring, **given))
+            names.append(llm.info.name)
         cell = largest_cell(reports[-1]) if options.explain else None
         if cell is not None:
             explanation = explain_errors(llm, data, template, reports[-1], *cell, progress=_on_one_line)
             why += [replace(table, title=f"{llm.info.name}: {table.title}") for table in explanation.tables()]
         # Before the next model is loaded.
         del llm
-    found = reports[0] if len(reports) == 1 else compare_evaluations(reports[0], reports[1])
+    found: EvaluationReport | EvaluationComparison | StrategyComparison
+    if len(reports) == 1:
+        found = reports[0]
+    elif strategies:
+        found = compare_reports(reports, _told_apart(names), options.seed)
+    else:
+        found = compare_evaluations(reports[0], reports[1])
     if options.out is not None:
-        names = [_file_name(report.model) for report in reports]
-        for name, report in zip(names, reports, strict=True):
-            # A byte order mark, without which spreadsheets take the file for another encoding.
-            (options.out / f"{name}.csv").write_text(report.to_csv(), encoding="utf-8-sig", newline="")
-        page = options.out / f"{'-against-'.join(names)}.html"
-        page.write_text(found.to_html(why), encoding="utf-8")
-        print(f"llm-tt: wrote {page}", file=sys.stderr)
+        _write_evaluation(options.out, reports, names, found, why, bool(strategies))
     if options.json:
         tables = {"explained": [asdict(table) for table in why]} if options.explain else {}
         _print_json(found.to_dict() | tables)
     else:
         print(found.to_text(why))
     return 0
+
+
+def _scoring(options: argparse.Namespace) -> Scoring:
+    from llm_tt.analysis.scoring import Scoring, parse_labels
+
+    # A JSON field may be that of the structured strategy alone.
+    generated = options.score == "generate" or "structured" not in _strategy_names(options)
+    return Scoring(
+        options.score,
+        () if options.labels is None else parse_labels(options.labels),
+        options.label_column,
+        ("{}", " {}") if options.spelling is None else tuple(options.spelling),
+        calibrated=options.calibrate,
+        n_tokens=options.tokens or 16,
+        pattern=options.pattern,
+        json_field=options.json_field if generated else None,
+        schema=_schema(options) if generated else None,
+    )
+
+
+def _schema(options: argparse.Namespace) -> str | None:
+    if options.schema is None:
+        return None
+    try:
+        return options.schema.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RequestError(f'The JSON schema "{options.schema}" cannot be read: {reason}. Check the path.') from error
+
+
+def _strategy_names(options: argparse.Namespace) -> list[str]:
+    return [name.strip() for part in options.strategies or () for name in part.split(",")]
+
+
+def _strategies(options: argparse.Namespace, data: DataSet, template: Template, scoring: Scoring) -> tuple[Strategy, ...]:
+    """The ways to ask that the options name; none where they name none."""
+    from llm_tt.analysis.rows import read_data
+    from llm_tt.analysis.scoring import Reasoning
+    from llm_tt.analysis.strategies import INSTRUCTION, examples_per_label, rows_numbered, strategies_named
+
+    names = _strategy_names(options)
+    for name, concerned in (
+        ("few-shot", ("shots", "shot_rows", "train")),
+        ("step-by-step", ("reason_tokens", "reason_ask", "reason_instruction", "reason_parse")),
+    ):
+        for option in concerned:
+            if getattr(options, option) and name not in names:
+                raise RequestError(f"--{option.replace('_', '-')} is for the strategy {name}. Add --strategies {name}, or leave it out.")
+    if not names:
+        return ()
+    examples: tuple[Row, ...] = ()
+    if "few-shot" in names:
+        if (options.shots is None) == (options.shot_rows is None):
+            raise RequestError(
+                "Few-shot needs examples: so many of each label (--shots 2), or the rows with these numbers (--shot-rows 3,17)."
+            )
+        source = data if options.train is None else read_data(options.train)
+        if options.shots is not None:
+            others = None if options.train is None else data
+            examples = examples_per_label(source, template, scoring, options.shots, seed=options.seed, apart_from=others)
+        else:
+            examples = rows_numbered(source, _row_numbers(options.shot_rows))
+    plain = Reasoning()
+    return strategies_named(
+        names,
+        template,
+        scoring,
+        examples=examples,
+        reasoning=Reasoning(options.reason_tokens or plain.n_tokens, plain.ask if options.reason_ask is None else options.reason_ask),
+        instruction=INSTRUCTION if options.reason_instruction is None else options.reason_instruction,
+        parse=options.reason_parse,
+        field=options.json_field or "label",
+        schema=_schema(options),
+        n_tokens=options.tokens or 48,
+    )
+
+
+def _row_numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not part.isascii() or not part.isdigit():
+            raise RequestError(f'"{part}" in --shot-rows is no number of a row. Write numbers as 3,17.')
+    return [int(part) for part in parts]
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """A model beside itself with an adapter has its name twice."""
+    return [f"{name} ({names[: place + 1].count(name)})" if names.count(name) > 1 else name for place, name in enumerate(names)]
+
+
+def _write_evaluation(
+    folder: Path,
+    reports: Sequence[EvaluationReport],
+    names: Sequence[str],
+    found: EvaluationReport | EvaluationComparison | StrategyComparison,
+    why: Sequence[Table],
+    has_strategies: bool,
+) -> None:
+    """CSV of every report, and one page of all."""
+    called = [
+        _file_name(f"{report.model}-{name}" if has_strategies and not name.startswith(report.model) else name)
+        for report, name in zip(reports, names, strict=True)
+    ]
+    for name, report in zip(called, reports, strict=True):
+        # A byte order mark, without which spreadsheets take the file for another encoding.
+        (folder / f"{name}.csv").write_text(report.to_csv(), encoding="utf-8-sig", newline="")
+        if report.no_curves is None:
+            (folder / f"{name}-curves.csv").write_text(report.curves_csv(), encoding="utf-8-sig", newline="")
+    if has_strategies and len(reports) > 1:
+        page = folder / "strategies.html"
+        (folder / "strategies.csv").write_text(found.to_csv(), encoding="utf-8-sig", newline="")  # type: ignore[union-attr]
+    else:
+        page = folder / f"{'-against-'.join(called)}.html"
+    page.write_text(found.to_html(why), encoding="utf-8")
+    print(f"llm-tt: wrote {page}", file=sys.stderr)
 
 
 def _folder_for(folder: Path | None) -> None:

@@ -117,7 +117,9 @@ class AppConfig(_Strict):
     models: dict[str, ModelSpec] = Field(default_factory=lambda: {DEMO: ModelSpec.named(DEMO)})
     default_model: str = Field(default="", description="chosen when the page opens; empty for none")
     preloaded_dataset_filename: str | None = Field(default=None, description="text file with one prompt a line")
-    allow_loading_dataset_files: bool = Field(default=True, description="users may open prompt files of their own")
+    allow_loading_dataset_files: bool = Field(default=True, description="users may open prompt files and data sets of their own")
+    data_sets: dict[str, str] = Field(default={}, description="data sets to evaluate on: name -> file or folder")
+    results_folder: str | None = Field(default=None, description="where evaluations keep their results")
     max_user_string_length: int | None = Field(default=None, gt=0, description="longest prompt a user may type, in characters")
     allow_adding_models: bool = Field(default=True, description="users may name models that are not configured; never in demo mode")
     demo_mode: bool = Field(default=False, description="only the configured models and prompts")
@@ -134,6 +136,15 @@ class AppConfig(_Strict):
     @property
     def models_may_be_added(self) -> bool:
         return self.allow_adding_models and not self.demo_mode
+
+    @property
+    def data_may_be_named(self) -> bool:
+        """Whether users may name files of this machine: those who may name models may read data sets too."""
+        return self.allow_loading_dataset_files and self.models_may_be_added
+
+    @property
+    def data_may_be_uploaded(self) -> bool:
+        return self.allow_loading_dataset_files and not self.demo_mode
 
     def lines_with(self, spec: ModelSpec) -> str:
         """What to write into the configuration file, so that it has this model too: the first line of `models`, or all of `models` where
@@ -194,7 +205,10 @@ def load_config(file: str | Path) -> AppConfig:
     if config.preloaded_dataset_filename is not None:
         resolved = _resolve(config.preloaded_dataset_filename, file.parent)
         config = config.model_copy(update={"preloaded_dataset_filename": resolved})
-    return config
+    files: dict[str, Any] = {"data_sets": {name: _absolute(path, file.parent) for name, path in config.data_sets.items()}}
+    if config.results_folder is not None:
+        files["results_folder"] = _absolute(config.results_folder, file.parent)
+    return config.model_copy(update={name: value for name, value in files.items() if name in config.model_fields_set})
 
 
 class _RefusedError(Exception):
@@ -262,6 +276,10 @@ def _resolve(path: str, folder: Path) -> str:
     if path.startswith(("./", "../")) or (folder / expanded).exists():
         return str((folder / expanded).resolve())
     return path
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).resolve())
 
 
 def _sentence(error: ValidationError, content: dict[str, Any]) -> str:

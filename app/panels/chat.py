@@ -18,21 +18,21 @@ from llm_tt.text import ChatMessage, MessageRole, visible
 _HEIGHT = 80
 
 
-def turns(service: Service, first: Callable[[str, str], str]) -> tuple[ChatMessage, ...]:
-    """Let the user write a conversation. `first` draws the box of the first user message, by label and note."""
+def turns(service: Service, first: Callable[[str, str], str], prefix: str = "") -> tuple[ChatMessage, ...]:
+    """Let the user write a conversation. `first` draws the box of the first user message, by label and note; `prefix` begins the keys of all
+    other widgets."""
     demo_mode = service.config.demo_mode
     messages: list[ChatMessage] = []
     if not demo_mode:
-        system = _box("System", "system_turn", "What the model is told before the conversation; left out if empty.")
+        system = _box("System", f"{prefix}system_turn", "What the model is told before the conversation; left out if empty.")
         if system.strip():
             messages.append(ChatMessage("system", system))
     messages.append(ChatMessage("user", first("User", "The model answers this message.")))
-    n_more = 0 if demo_mode else st.session_state.setdefault("n_turns", 0)
+    n_more = 0 if demo_mode else st.session_state.setdefault(f"{prefix}n_turns", 0)
     for index in range(n_more):
         role: MessageRole = "user" if index % 2 else "assistant"
-        messages.append(
-            ChatMessage(role, _box(role.capitalize(), f"turn_{index}", "An earlier answer." if index % 2 == 0 else "The next message."))
-        )
+        note = "An earlier answer." if index % 2 == 0 else "The next message."
+        messages.append(ChatMessage(role, _box(role.capitalize(), f"{prefix}turn_{index}", note)))
     # A pair that was added and not yet written into is none of the conversation.
     while len(messages) > 2 and n_more and not (messages[-1].content.strip() or messages[-2].content.strip()):
         messages, n_more = messages[:-2], n_more - 2
@@ -41,20 +41,20 @@ def turns(service: Service, first: Callable[[str, str], str]) -> tuple[ChatMessa
             st.button(
                 "Turn",
                 icon=":material/add:",
-                key="add_turn",
+                key=f"{prefix}add_turn",
                 width="stretch",
                 on_click=_change,
-                args=(2,),
+                args=(2, prefix),
                 help="Add an answer and the next message.",
             )
-            if st.session_state.n_turns:
+            if st.session_state[f"{prefix}n_turns"]:
                 st.button(
                     "Turn",
                     icon=":material/remove:",
-                    key="remove_turn",
+                    key=f"{prefix}remove_turn",
                     width="stretch",
                     on_click=_change,
-                    args=(-2,),
+                    args=(-2, prefix),
                     help="Remove the last two.",
                 )
     return tuple(messages)
@@ -62,19 +62,27 @@ def turns(service: Service, first: Callable[[str, str], str]) -> tuple[ChatMessa
 
 def restore(service: Service, messages: tuple[ChatMessage, ...]) -> bool:
     """Put a conversation into the boxes, before they are drawn or in a callback; False if they have no place for it."""
+    first = restore_turns(service, messages)
+    if first is None:
+        return False
+    st.session_state.prompt = first
+    st.session_state.prompt_form = "Chat"
+    return True
+
+
+def restore_turns(service: Service, messages: tuple[ChatMessage, ...], prefix: str = "") -> str | None:
+    """Put all but the first user message into the boxes that `turns` draws, and return that one; None if they have no place for them."""
     system, rest = ("", messages)
     if messages and messages[0].role == "system":
         system, rest = messages[0].content, messages[1:]
     alternating = [message.role for message in rest] == ["user" if index % 2 == 0 else "assistant" for index in range(len(rest))]
     if not alternating or len(rest) % 2 == 0 or (service.config.demo_mode and len(messages) > 1):
-        return False
-    boxes = {"system_turn": system, **{f"turn_{index}": message.content for index, message in enumerate(rest[1:])}}
+        return None
+    boxes = {f"{prefix}system_turn": system, **{f"{prefix}turn_{index}": message.content for index, message in enumerate(rest[1:])}}
     for key, content in boxes.items():
         st.session_state[key] = st.session_state[f"{key}_kept"] = content
-    st.session_state.prompt = rest[0].content
-    st.session_state.n_turns = len(rest) - 1
-    st.session_state.prompt_form = "Chat"
-    return True
+    st.session_state[f"{prefix}n_turns"] = len(rest) - 1
+    return rest[0].content
 
 
 def _box(label: str, key: str, note: str) -> str:
@@ -85,8 +93,8 @@ def _box(label: str, key: str, note: str) -> str:
     return text
 
 
-def _change(by: int) -> None:
-    st.session_state.n_turns = max(0, st.session_state.get("n_turns", 0) + by)
+def _change(by: int, prefix: str) -> None:
+    st.session_state[f"{prefix}n_turns"] = max(0, st.session_state.get(f"{prefix}n_turns", 0) + by)
 
 
 def show_received(explanation: Explanation) -> None:

@@ -18,7 +18,7 @@ from llm_tt.flow.head_roles import LABEL_ABOVE, ROLES, HeadRoles, Role
 
 _COLORS = "Cividis"
 _MARK = "#d55e00"
-"""The colour of the selection in the graph"""
+"""The frame of the chosen head: stands out from every colour of the scale"""
 _KEY = "heads_map"
 _ROLE_HELP = {
     "previous token": "Mean attention to the token before.",

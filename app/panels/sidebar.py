@@ -86,7 +86,7 @@ def _restore_prompt(service: Service, prompt: str | tuple[ChatMessage, ...] | No
     contents = [] if prompt is None else [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
     length = sum(map(len, contents))
     try:
-        prepared = set(contents) <= set(config.prompts())
+        prepared = service.engine.is_prepared(contents)
     except ConfigError:
         # Said where the examples are.
         prepared = False

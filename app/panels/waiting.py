@@ -8,17 +8,41 @@ import streamlit as st
 
 from app.markup import escaped
 from app.session import Conversation, Service
-from llm_tt.engine.messages import CheckTrace, InspectHead, LensGridOf, ReadHeads, SaliencyOf, TrajectoriesOf
+from llm_tt.engine.messages import (
+    CheckTrace,
+    CompareTraces,
+    Evaluate,
+    ExplainErrors,
+    InspectHead,
+    LensGridOf,
+    PreviewData,
+    PreviewPrompt,
+    ReadHeads,
+    SaliencyOf,
+    TrajectoriesOf,
+)
 
 _POLL_SECONDS = 0.4
 
-PanelQuestion = LensGridOf | TrajectoriesOf | InspectHead | ReadHeads | CheckTrace | SaliencyOf
+PanelQuestion = (
+    LensGridOf
+    | TrajectoriesOf
+    | InspectHead
+    | ReadHeads
+    | CheckTrace
+    | SaliencyOf
+    | PreviewData
+    | PreviewPrompt
+    | Evaluate
+    | ExplainErrors
+    | CompareTraces
+)
 
 
 def answer(service: Service, conversation: Conversation[Any, Any], question: PanelQuestion, meanwhile: bool = False) -> Any:
     """The answer; while it is worked on, or cannot be had, None, or with `meanwhile` the last one about the same trace."""
     last = conversation.question
-    if last is not None and last != question and not (meanwhile and last.trace == question.trace):
+    if last is not None and last != question and not (meanwhile and getattr(last, "trace", None) == getattr(question, "trace", None)):
         conversation.answer = None
     conversation.ask(service.engine, question)
     name = type(question).__name__
@@ -41,7 +65,7 @@ def _watch(service: Service, conversation: Conversation[Any, Any], name: str) ->
         st.rerun()
     status = service.engine.status(conversation.job)
     waiting = f" · {status.position} before you" if status.position else ""
-    bar, button = st.columns([6, 1], vertical_alignment="center")
-    bar.progress(status.fraction, text=escaped(f"{status.stage}{waiting} · {status.seconds:.0f} s"))
-    if button.button("Cancel", icon=":material/close:", help="Stop after the current step.", key=f"cancel_{name}"):
-        service.engine.cancel(conversation.job)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.progress(status.fraction, text=escaped(f"{status.stage}{waiting} · {status.seconds:.0f} s"))
+        if st.button("Cancel", icon=":material/close:", help="Stop after the current step.", key=f"cancel_{name}", width="content"):
+            service.engine.cancel(conversation.job)

@@ -13,6 +13,12 @@ export interface Highlight {
   head: number;
 }
 
+/** Two graphs in one, by what they are called; the array `effect` then holds how contributions change from the first to the second. */
+export interface Compared {
+  first: string;
+  second: string;
+}
+
 export interface FrameHeader {
   version: number;
   trace: string;
@@ -31,6 +37,8 @@ export interface FrameHeader {
   highlight: Highlight | null;
   /** Whose message each token belongs to, null for plain text; null as a whole when nobody said. */
   roles: readonly (Role | null)[] | null;
+  /** Null for a graph of one trace. */
+  compared: Compared | null;
 }
 
 export interface FrameArrays {
@@ -44,6 +52,10 @@ export interface FrameArrays {
   head_weight: Float32Array;
   /** Direct effects in logits, NaN for edges that have none; null when no question was asked. */
   effect: Float32Array | null;
+  /** Of two graphs in one: which has the edge, 0 both, 1 the first, 2 the second. Else null. */
+  side: Uint8Array | null;
+  /** Of two graphs in one: how each head's contribution changes. Else null. */
+  head_effect: Float32Array | null;
 }
 
 export interface Frame {
@@ -73,6 +85,8 @@ const ARRAYS: Record<keyof FrameArrays, Dtype> = {
   head: "u2",
   head_weight: "f4",
   effect: "f4",
+  side: "u1",
+  head_effect: "f4",
 };
 
 const MAX_KIND = 4;
@@ -99,6 +113,8 @@ export function decodeFrame(bytes: Uint8Array): Frame {
     head: read("head") as Uint16Array,
     head_weight: read("head_weight") as Float32Array,
     effect: header.effect_of === null ? null : (read("effect") as Float32Array),
+    side: header.compared === null ? null : (read("side") as Uint8Array),
+    head_effect: header.compared === null ? null : (read("head_effect") as Float32Array),
   };
   checkArrays(header, arrays);
   return { header, arrays };
@@ -142,6 +158,7 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
     highlight,
     effect_of,
     roles,
+    compared,
   } = raw;
   if (typeof trace !== "string") throw badHeader("trace", "a string");
   if (!isCount(n_layers) || n_layers === 0) throw badHeader("n_layers", "a positive whole number");
@@ -153,6 +170,10 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
   const given: unknown[] | null = Array.isArray(roles) ? roles : null;
   if (roles !== undefined && roles !== null && !(given?.length === tokens.length && given.every(isRoleOrNull))) {
     throw badHeader("roles", `a list of ${tokens.length} roles, one for each token`);
+  }
+  const sides = compared ?? null;
+  if (sides !== null && !(isCompared(sides) && typeof effect_of === "string")) {
+    throw badHeader("compared", 'the names of two graphs, with what the array "effect" is about');
   }
   return {
     version: FRAME_VERSION,
@@ -169,11 +190,16 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
     mass: typeof mass === "number" ? mass : null,
     highlight: isHighlight(highlight) ? highlight : null,
     roles: given as (Role | null)[] | null,
+    compared: sides,
   };
 }
 
 function isRoleOrNull(value: unknown): value is Role | null {
   return value === null || isRole(value);
+}
+
+function isCompared(value: unknown): value is Compared {
+  return isRecord(value) && typeof value.first === "string" && typeof value.second === "string";
 }
 
 function isHighlight(value: unknown): value is Highlight {
@@ -194,15 +220,17 @@ function readArray(bytes: Uint8Array, start: number, name: keyof FrameArrays, sp
 
 function checkArrays(header: FrameHeader, arrays: FrameArrays): void {
   const edges = arrays.kind.length;
-  for (const name of ["layer", "source", "destination", "weight", "effect"] as const) {
+  for (const name of ["layer", "source", "destination", "weight", "effect", "side"] as const) {
     const length = arrays[name]?.length ?? edges;
     if (length !== edges) throw new FrameError(`The graph's array "${name}" has ${length} entries for ${edges} edges.`);
   }
   if (arrays.heads_start.length !== edges + 1 || arrays.heads_start[edges] !== arrays.head.length) {
     throw new FrameError('The graph\'s array "heads_start" does not fit its edges and heads.');
   }
-  if (arrays.head_weight.length !== arrays.head.length) {
-    throw new FrameError('The graph\'s arrays "head" and "head_weight" differ in length.');
+  for (const name of ["head_weight", "head_effect"] as const) {
+    if ((arrays[name]?.length ?? arrays.head.length) !== arrays.head.length) {
+      throw new FrameError(`The graph's arrays "head" and "${name}" differ in length.`);
+    }
   }
   for (let edge = 0; edge < edges; edge++) {
     if (

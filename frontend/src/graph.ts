@@ -31,7 +31,8 @@ export interface Graph {
   targetNode: number;
   /** Direct effects of FFN blocks, by the id of their node. */
   ffnEffects: ReadonlyMap<number, number>;
-  /** The end of the scale of effects: the largest size among attention and FFN edges, which add something new to the stream. */
+  /** The end of the scale of effects: the largest size among attention and FFN edges, which add something new to the stream; of changes, that of
+   * all edges. */
   largestEffect: number;
   /** Edges that carry the highlighted head, weakest first; null when none is highlighted. */
   highlighted: readonly number[] | null;
@@ -61,7 +62,8 @@ export function buildGraph({ header, arrays }: Frame): Graph {
   let largestEffect = 0;
   arrays.effect?.forEach((effect, edge) => {
     const kind = arrays.kind[edge];
-    if (Number.isNaN(effect) || kind === RESIDUAL_TO_A || kind === RESIDUAL_TO_I) return;
+    const isStream = kind === RESIDUAL_TO_A || kind === RESIDUAL_TO_I;
+    if (Number.isNaN(effect) || (isStream && header.compared === null)) return;
     largestEffect = Math.max(largestEffect, Math.abs(effect));
     if (kind === OUT_OF_FFN) ffnEffects.set(from[edge], effect);
   });
@@ -205,16 +207,40 @@ export function edgeEffect({ arrays }: Graph, edge: number): number | null {
   return effect === undefined || Number.isNaN(effect) ? null : effect;
 }
 
+/** What an edge contributes in each of two graphs; null where one has no such token. Alone the edge's contribution, if there is but one graph. */
+export function edgeContributions({ arrays }: Graph, edge: number): (number | null)[] {
+  const weight = arrays.weight[edge];
+  if (arrays.side === null || arrays.effect === null) return [weight];
+  const change = arrays.effect[edge];
+  if (Number.isNaN(change)) return arrays.side[edge] === 1 ? [weight, null] : [null, weight];
+  return bothOf(weight, change);
+}
+
+/** The larger of two numbers and their difference, second less first -> the two. */
+function bothOf(larger: number, change: number): [number, number] {
+  return change >= 0 ? [Math.max(0, larger - change), larger] : [larger, Math.max(0, larger + change)];
+}
+
+/** The one of two graphs that alone has an edge, by its name; null for an edge of both, or of a single graph. */
+export function onlyIn({ arrays, header: { compared } }: Graph, edge: number): string | null {
+  const side = arrays.side?.[edge] ?? 0;
+  return compared === null || side === 0 ? null : side === 1 ? compared.first : compared.second;
+}
+
 export interface HeadShare {
   head: number;
   weight: number;
+  /** Its contribution in each of two graphs, or in the one there is. */
+  contributions: readonly number[];
 }
 
 /** The heads of an attention edge, as sent: by falling contribution. */
 export function edgeHeads({ arrays }: Graph, edge: number): HeadShare[] {
   const heads: HeadShare[] = [];
   for (let i = arrays.heads_start[edge]; i < arrays.heads_start[edge + 1]; i++) {
-    heads.push({ head: arrays.head[i], weight: arrays.head_weight[i] });
+    const weight = arrays.head_weight[i];
+    const contributions = arrays.head_effect === null ? [weight] : bothOf(weight, arrays.head_effect[i]);
+    heads.push({ head: arrays.head[i], weight, contributions });
   }
   return heads;
 }

@@ -1,5 +1,6 @@
 // What the legend says, for the page and for saved pictures alike. How its marks look is in `ui/Legend.tsx` and `paint/legend.ts`.
 
+import type { Compared } from "./frame";
 import type { Graph } from "./graph";
 import { SPEAKERS, type Speaker } from "./roles";
 import type { Coloring } from "./scale";
@@ -14,6 +15,7 @@ type Mark =
   | { mark: "weights"; weights: readonly number[] }
   | { mark: "scale"; least: string; most: string }
   | { mark: "neutral" }
+  | { mark: "only" }
   | { mark: "role"; role: Speaker }
   | { mark: "special" };
 /** `meaning` is the longer sentence. */
@@ -47,10 +49,36 @@ const WEIGHTS: LegendItem = {
 };
 
 export function legendItems(graph: Graph, coloring: Coloring): LegendItem[] {
-  const { effect_of: of } = graph.header;
-  const colors = coloring === "effect" && of !== null ? effectItems(of, graph.largestEffect) : KINDS;
-  return [...colors, WEIGHTS, ...roleItems(graph)];
+  const { effect_of: of, compared } = graph.header;
+  const isShaded = coloring === "effect" && of !== null;
+  if (compared !== null) {
+    const colors = isShaded ? changeItems(compared, graph.largestEffect) : KINDS;
+    return [...colors, onlyItem(compared), LARGER, ...roleItems(graph)];
+  }
+  return [...(isShaded ? effectItems(of, graph.largestEffect) : KINDS), WEIGHTS, ...roleItems(graph)];
 }
+
+function changeItems({ first, second }: Compared, largest: number): LegendItem[] {
+  return [
+    {
+      mark: "scale",
+      least: formatEffect(-largest),
+      most: formatEffect(largest),
+      label: "change",
+      meaning: `Contribution in ${second} less that in ${first}, whether the edge is drawn there or not. Blue: more in ${second}, orange: less.`,
+    },
+  ];
+}
+
+function onlyItem({ first, second }: Compared): LegendItem {
+  return {
+    mark: "only",
+    label: "in one only",
+    meaning: `Dashed: in the graph of ${first} or of ${second} alone; in the other it is below the threshold, or not on the routes.`,
+  };
+}
+
+const LARGER: LegendItem = { ...WEIGHTS, meaning: `${WEIGHTS.meaning}; of two the larger one` };
 
 function effectItems(of: string, largest: number): LegendItem[] {
   return [

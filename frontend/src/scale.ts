@@ -30,7 +30,10 @@ export function classWeight(index: number): number {
   return ((index + 0.5) / WEIGHT_CLASSES) ** 2;
 }
 
-/** What the colour of an edge says: its kind, or its direct effect. Its width says its contribution in any case. */
+/** How an edge is dashed that only one of two graphs has: pixels of line and gap. */
+export const DASH: readonly number[] = [7, 4];
+
+/** What the colour of an edge says: its kind, or its direct effect, or of two graphs its change. Its width says its contribution in any case. */
 export type Coloring = "contribution" | "effect";
 
 /** Shades on either side of the neutral one. */

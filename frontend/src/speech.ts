@@ -1,10 +1,10 @@
 // What is said about a node or an edge, in one line: its name with its weights. The status line shows it, screen readers speak it.
 
-import { edgeEffect, edgeKey, findEdge, incomingEdges, isShown, type Graph } from "./graph";
+import { edgeContributions, edgeEffect, edgeKey, findEdge, incomingEdges, isShown, onlyIn, type Graph } from "./graph";
 import { describeNode, describeSelection, nodeFromId, nodeId, type NodeRef } from "./names";
 import { describeRole } from "./roles";
 import type { Selection } from "./selection";
-import { formatEffect, formatWeight, quoteToken } from "./text";
+import { formatContributions, formatEffect, quoteToken } from "./text";
 
 /** Parts that are named one by one; more of them nobody keeps in mind. */
 const NAMED_PARTS = 3;
@@ -25,16 +25,16 @@ export function nodeSentence(graph: Graph, node: NodeRef): string {
         : key === "ffn" && node.kind === "I"
           ? "FFN"
           : "residual";
-    return `${part} ${formatWeight(graph.arrays.weight[edge])}`;
+    return `${part} ${formatContributions(edgeContributions(graph, edge))}`;
   });
   const more = parts.length > NAMED_PARTS ? [`${parts.length - NAMED_PARTS} more`] : [];
   const effect = graph.ffnEffects.get(id);
-  const all = [
-    ...parts.slice(0, NAMED_PARTS),
-    ...more,
-    ...(effect === undefined ? [] : [`direct effect ${formatEffect(effect)} logits`]),
-  ];
+  const all = [...parts.slice(0, NAMED_PARTS), ...more, ...(effect === undefined ? [] : [effectPhrase(graph, effect)])];
   return all.length === 0 ? name : `${name}; ${all.join(", ")}`;
+}
+
+function effectPhrase({ header: { compared } }: Graph, effect: number): string {
+  return compared === null ? `direct effect ${formatEffect(effect)} logits` : `change ${formatEffect(effect)}`;
 }
 
 /** The selection's name; of an edge also its contribution, its direct effect, and why it is not to be seen. */
@@ -44,10 +44,12 @@ export function selectionSentence(graph: Graph, selection: Selection): string {
   const edge = findEdge(graph, selection);
   if (edge < 0) return `${text} (not on these routes)`;
   const effect = edgeEffect(graph, edge);
+  const only = onlyIn(graph, edge);
   return [
     text,
-    `, contribution ${formatWeight(graph.arrays.weight[edge])}`,
-    ...(effect === null ? [] : [`, direct effect ${formatEffect(effect)} logits`]),
+    `, contribution ${formatContributions(edgeContributions(graph, edge))}`,
+    ...(effect === null ? [] : [`, ${effectPhrase(graph, effect)}`]),
+    ...(only === null ? [] : [`, in ${only} only`]),
     ...(isShown(graph, edge) ? [] : [" (hidden with the first token)"]),
   ].join("");
 }

@@ -62,6 +62,11 @@ export function formatEffect(effect: number): string {
   return Number(figures) === 0 ? `+${(0).toFixed(DECIMALS)}` : effect > 0 ? `+${figures}` : figures;
 }
 
+/** A contribution, or how it is in two graphs: 0.123 → 0.456, with a dash where one has none to tell. */
+export function formatContributions(contributions: readonly (number | null)[]): string {
+  return contributions.map((weight) => (weight === null ? "\u2013" : formatWeight(weight))).join(" \u2192 ");
+}
+
 /** A share of 1, as everywhere on the page: 0.970, 0.043; what would round to nothing is <0.001. */
 export function formatWeight(weight: number): string {
   const least = 10 ** -DECIMALS;

@@ -32,6 +32,7 @@ export function makeFrame(edges: readonly Edge[], header: Partial<FrameHeader> =
       mass: null,
       highlight: null,
       roles: null,
+      compared: null,
       ...header,
     },
     arrays: {
@@ -44,6 +45,8 @@ export function makeFrame(edges: readonly Edge[], header: Partial<FrameHeader> =
       head: Uint16Array.from(heads.flat(), ([head]) => Number(head)),
       head_weight: Float32Array.from(heads.flat(), ([, weight]) => weight),
       effect: typeof header.effect_of === "string" ? Float32Array.from(edges, (edge) => edge[6] ?? NaN) : null,
+      side: null,
+      head_effect: null,
     },
   };
 }

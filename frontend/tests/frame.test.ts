@@ -21,6 +21,7 @@ describe("the golden frame that Python wrote", () => {
       selection: { type: "edge", key: "attention", from: "I0_1", to: "A1_2" },
       effect_of: "·gave − ⏎",
       mass: null,
+      compared: null,
       highlight: null,
       roles: ["special", "system", "user", "user", "assistant", "tool", "continuation", null],
     });

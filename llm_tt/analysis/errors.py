@@ -121,6 +121,8 @@ def explain_errors(
     words = {label.value: place for place, label in enumerate(report.scoring.labels)}
     if report.scoring.kind != "labels":
         raise RequestError("Errors are explained of an evaluation by labels. Evaluate with the kind labels.")
+    if report.scoring.reasoning is not None:
+        raise RequestError("Errors are explained of answers that follow the prompt itself. Evaluate without reasoning.")
     if truth == predicted or truth not in words or predicted not in words:
         raise RequestError(f'"{truth}" predicted as "{predicted}" is no cell of errors. Name two of the labels {", ".join(words)}.')
     wrong, right = (_evenly(report.cell(truth, said), most) for said in (predicted, truth))

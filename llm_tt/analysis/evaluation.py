@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_tt.analysis.evaluation_report import EvaluationComparison, EvaluationReport, Forced, dumps
-from llm_tt.analysis.metrics import mcnemar, measure, slices_by, slices_by_length, telling_words, word_slice
+from llm_tt.analysis.evaluation_report import EvaluationComparison, EvaluationReport, dumps, measured
+from llm_tt.analysis.metrics import mcnemar, slices_by, slices_by_length, telling_words, word_slice
 from llm_tt.analysis.rows import DataSet, Template, read_data, require_column
 from llm_tt.analysis.scoring import Example, Result, Scoring, prepare, score
 from llm_tt.errors import RequestError
@@ -61,11 +61,18 @@ def evaluate(
     missing = [example for example in examples if example.number not in stored.found]
     started, n_before = time.monotonic(), len(stored.found)
     progress(f"Row {n_before} of {len(examples)}", n_before / len(examples))
-    for batch in score(llm, missing, template, scoring) if missing else ():
+    stage = f"Row {n_before} of {len(examples)}"
+
+    def within_batch(part: str, fraction: float) -> None:
+        # Nothing of a batch is done before all of it is; but whoever no longer wants it is asked after every token.
+        progress(f"{stage}: {part[0].lower()}{part[1:]}", len(stored.found) / len(examples))
+
+    for batch in score(llm, missing, template, scoring, within_batch) if missing else ():
         stored.add(batch)
         done = len(stored.found)
         left = (time.monotonic() - started) / (done - n_before) * (len(examples) - done)
-        progress(f"Row {done} of {len(examples)}, {remaining(left)} left", done / len(examples))
+        stage = f"Row {done} of {len(examples)}, {remaining(left)} left"
+        progress(stage, done / len(examples))
     rows = {row.number: row for row in data.rows}
     results = tuple(stored.found[example.number] for example in examples)
     texts = tuple(template.fill(rows[example.number]) for example in examples)
@@ -80,25 +87,13 @@ def evaluate(
             f"In {n_apart} rows the tokenizer joins the prompt's end and the response's beginning; there the response was tokenised by itself. "
             "Likely cause: the template ends with a space. Take it off."
         )
-    metrics = forced = mean_mass = None
-    if scoring.labels:
-        probabilities = None if scoring.kind != "labels" else [result.probabilities or () for result in results]
-        metrics = measure(
-            [result.truth for result in results], [result.predicted for result in results], scoring.values, probabilities, seed
-        )
+    metrics, forced, mean_mass = measured(results, scoring, seed)
+    if metrics is not None:
         notes += metrics.notes
-    if scoring.kind == "labels":
-        mean_mass = sum(result.mass or 0.0 for result in results) / len(results)
-        if mean_mass < 0.5:
-            notes.append(
-                f"All labels together have {mean_mass:.1%} of the probability, on average: the model mostly wants to say something else. "
-                "Check template and label words."
-            )
-    if scoring.kind == "forced":
-        forced = Forced(
-            sum(result.n_tokens or 0 for result in results),
-            sum(result.n_right_tokens or 0 for result in results),
-            sum(result.log_likelihood or 0.0 for result in results),
+    if mean_mass is not None and mean_mass < 0.5:
+        notes.append(
+            f"All labels together have {mean_mass:.1%} of the probability, on average: the model mostly wants to say something else. "
+            "Check template and label words."
         )
     return EvaluationReport(
         model=llm.info.name,
@@ -116,6 +111,7 @@ def evaluate(
         telling_words=telling_words(texts, right),
         words=tuple(asked),
         notes=tuple(notes),
+        examples=template.examples,
     )
 
 

@@ -60,6 +60,46 @@ class Bin:
     confidence: float
     """mean"""
     accuracy: float
+    """how many of them are right; of one label against the rest: how many rows have it"""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """of `accuracy`, by Wilson"""
+        return wilson(round(self.accuracy * self.n), self.n)
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What is found when every row whose probability of a label is at least `threshold` is taken to have it."""
+
+    x: float
+    """false positive rate on a ROC curve, recall on a precision-recall curve"""
+    y: float
+    """true positive rate on a ROC curve, precision on a precision-recall curve"""
+    threshold: float | None
+    """None where no row is taken to have it"""
+
+
+@dataclass(frozen=True)
+class LabelCurves:
+    """How well the probability of one label tells its rows from all others, and whether it is as often right as it says."""
+
+    label: str
+    n: int
+    """rows that have the label"""
+    n_others: int
+    roc: tuple[CurvePoint, ...]
+    """corners only: a point between two others on a line is left out"""
+    pr: tuple[CurvePoint, ...]
+    """the same, by growing recall"""
+    auc: Figure
+    average_precision: Figure
+    brier: Figure
+    """mean of (probability - 1)^2 where a row has the label, of probability^2 where not"""
+    ece: Figure
+    """as in `Metrics`, over the bins below"""
+    bins: tuple[Bin, ...]
+    """rows by the probability of this label"""
 
 
 @dataclass(frozen=True)
@@ -93,6 +133,10 @@ class Metrics:
     pr_curve: tuple[tuple[float, float], ...]
     """(recall, precision), the same"""
     notes: tuple[str, ...]
+    brier: Figure = Figure(None)
+    """mean over rows of the squared distance between the probabilities and 1 for the right label, 0 for the others; of two labels half of it"""
+    curves: tuple[LabelCurves, ...] = ()
+    """of two labels: of the first; of more: of each against the rest. A label that no row or every row has, has none"""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -152,26 +196,7 @@ def measure(
     macro = float(np.mean(f1[present]))
     low, high = wilson(n_right, n)
     scores = None if probabilities is None else np.asarray(probabilities, dtype=np.float64)
-    roc = pr = ece = loss = Figure(None)
-    bins: tuple[Bin, ...] = ()
-    roc_curve: tuple[tuple[float, float], ...] = ()
-    pr_curve: tuple[tuple[float, float], ...] = ()
-    if scores is not None:
-        bins = calibration(truth, given, scores)
-        ece = Figure(sum(b.n / n * abs(b.accuracy - b.confidence) for b in bins))
-        chosen = scores[np.arange(n), [names.index(label) for label in truth]]
-        loss = Figure(float(-np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).mean()))
-        if len(occurring) == len(names) and len(names) > 1:
-            is_label = np.array([[label == name for name in names] for label in truth])
-            which = [0] if len(names) == 2 else list(range(len(names)))
-            roc = Figure(float(np.mean([sk.roc_auc_score(is_label[:, k], scores[:, k]) for k in which])))
-            pr = Figure(float(np.mean([sk.average_precision_score(is_label[:, k], scores[:, k]) for k in which])))
-            roc = Figure(roc.value, *_interval(_resampled_auc(is_label[:, which], scores[:, which], seed, n_bootstrap)))
-            if len(names) == 2:
-                falses, trues, _ = sk.roc_curve(is_label[:, 0], scores[:, 0])
-                roc_curve = tuple(zip(falses.tolist(), trues.tolist(), strict=True))
-                precisions, recalls, _ = sk.precision_recall_curve(is_label[:, 0], scores[:, 0])
-                pr_curve = tuple(zip(recalls.tolist(), precisions.tolist(), strict=True))
+    scored = _Scored() if scores is None else _scored(truth, given, names, scores, seed, n_bootstrap)
     return Metrics(
         labels=tuple(names),
         n=n,
@@ -180,34 +205,155 @@ def measure(
         accuracy=Figure(n_right / n, low, high),
         balanced_accuracy=Figure(balanced, *_interval(_recalls(drawn))),
         macro_f1=Figure(macro, *_interval(_f1s(drawn))),
-        roc_auc=roc,
-        pr_auc=pr,
-        ece=ece,
-        log_loss=loss,
+        roc_auc=scored.roc,
+        pr_auc=scored.pr,
+        ece=scored.ece,
+        log_loss=scored.loss,
         per_class=tuple(
             ClassMetrics(name, float(precision[k]), float(recall[k]), float(f1[k]), int(support[k]), given.count(name))
             for k, name in enumerate(names)
         ),
         confusion=tuple(tuple(int(cell) for cell in row) for row in matrix),
         predicted_names=tuple(columns),
-        bins=bins,
-        roc_curve=roc_curve,
-        pr_curve=pr_curve,
+        bins=scored.bins,
+        roc_curve=scored.roc_curve,
+        pr_curve=scored.pr_curve,
         notes=tuple(notes),
+        brier=scored.brier,
+        curves=scored.curves,
     )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What takes the probabilities of labels."""
+
+    roc: Figure = Figure(None)
+    pr: Figure = Figure(None)
+    ece: Figure = Figure(None)
+    loss: Figure = Figure(None)
+    brier: Figure = Figure(None)
+    bins: tuple[Bin, ...] = ()
+    roc_curve: tuple[tuple[float, float], ...] = ()
+    pr_curve: tuple[tuple[float, float], ...] = ()
+    curves: tuple[LabelCurves, ...] = ()
+
+
+def _scored(truth: Sequence[str], given: Sequence[str], names: Sequence[str], scores: np.ndarray, seed: int, n_bootstrap: int) -> _Scored:
+    from sklearn import metrics as sk
+
+    n = len(truth)
+    places = np.array([names.index(label) for label in truth])
+    is_label = places[:, None] == np.arange(len(names))
+    right = np.array([a == b for a, b in zip(truth, given, strict=True)])
+    bins = calibration(truth, given, scores)
+    losses = -np.log(np.maximum(scores[np.arange(n), places], np.finfo(np.float64).tiny))
+    distances = ((scores - is_label) ** 2).sum(1) / (2 if len(names) == 2 else 1)
+    which = [0] if len(names) == 2 else list(range(len(names)))
+    told_apart = [k for k in which if 0 < is_label[:, k].sum() < n]
+    tops = _Calibrated(scores.max(1), right)
+    ranked = [_Ranked(is_label[:, k], scores[:, k]) for k in told_apart]
+    calibrated = [_Calibrated(scores[:, k], is_label[:, k]) for k in told_apart]
+
+    drawn = np.empty((n_bootstrap, 3 + 4 * len(told_apart)))
+    random = np.random.default_rng(seed)
+    for one in drawn:
+        weights = np.bincount(random.integers(0, n, n), minlength=n).astype(np.float64)
+        one[:3] = tops.error(weights), weights @ losses / n, weights @ distances / n
+        for place, k in enumerate(told_apart):
+            squares = (scores[:, k] - is_label[:, k]) ** 2
+            one[3 + 4 * place :][:4] = (*ranked[place].areas(weights), calibrated[place].error(weights), weights @ squares / n)
+
+    def figure(value: float, *columns: int) -> Figure:
+        return Figure(float(value), *_interval(drawn[:, columns].mean(1)))
+
+    curves: list[LabelCurves] = []
+    for place, k in enumerate(told_apart):
+        own = 3 + 4 * place
+        label_bins = _bins(scores[:, k], is_label[:, k])
+        curves.append(
+            LabelCurves(
+                names[k],
+                int(is_label[:, k].sum()),
+                int(n - is_label[:, k].sum()),
+                _roc_points(is_label[:, k], scores[:, k]),
+                _pr_points(is_label[:, k], scores[:, k]),
+                figure(float(sk.roc_auc_score(is_label[:, k], scores[:, k])), own),
+                figure(float(sk.average_precision_score(is_label[:, k], scores[:, k])), own + 1),
+                figure(float(sk.brier_score_loss(is_label[:, k], _shares(scores[:, k]))), own + 3),
+                figure(_calibration_error(label_bins, n), own + 2),
+                label_bins,
+            )
+        )
+    roc = pr = Figure(None)
+    roc_curve: tuple[tuple[float, float], ...] = ()
+    pr_curve: tuple[tuple[float, float], ...] = ()
+    if len(names) > 1 and is_label.any(0).all():
+        columns = range(3, drawn.shape[1], 4)
+        roc = figure(float(np.mean([one.auc.value for one in curves if one.auc.value is not None])), *columns)
+        pr = figure(
+            float(np.mean([one.average_precision.value for one in curves if one.average_precision.value is not None])),
+            *(column + 1 for column in columns),
+        )
+        if len(names) == 2:
+            falses, trues, _ = sk.roc_curve(is_label[:, 0], scores[:, 0])
+            roc_curve = tuple(zip(falses.tolist(), trues.tolist(), strict=True))
+            precisions, recalls, _ = sk.precision_recall_curve(is_label[:, 0], scores[:, 0])
+            pr_curve = tuple(zip(recalls.tolist(), precisions.tolist(), strict=True))
+    return _Scored(
+        roc,
+        pr,
+        figure(_calibration_error(bins, n), 0),
+        figure(float(losses.mean()), 1),
+        figure(float(distances.mean()), 2),
+        bins,
+        roc_curve,
+        pr_curve,
+        tuple(curves),
+    )
+
+
+def _shares(scores: np.ndarray) -> np.ndarray:
+    """Probabilities whose sum was made 1 may be above it by a rounding, which scikit-learn refuses."""
+    return np.clip(scores, 0.0, 1.0)
+
+
+def _roc_points(is_label: np.ndarray, scores: np.ndarray) -> tuple[CurvePoint, ...]:
+    from sklearn import metrics as sk
+
+    columns = (values.tolist() for values in sk.roc_curve(is_label, scores))
+    return tuple(CurvePoint(x, y, t if math.isfinite(t) else None) for x, y, t in zip(*columns, strict=True))
+
+
+def _pr_points(is_label: np.ndarray, scores: np.ndarray) -> tuple[CurvePoint, ...]:
+    from sklearn import metrics as sk
+
+    precisions, recalls, thresholds = sk.precision_recall_curve(is_label, scores, drop_intermediate=True)
+    columns = recalls.tolist(), precisions.tolist(), [*thresholds.tolist(), None]
+    return tuple(CurvePoint(x, y, t) for x, y, t in zip(*columns, strict=True))[::-1]
+
+
+def _calibration_error(bins: Sequence[Bin], n: int) -> float:
+    return sum(b.n / n * abs(b.accuracy - b.confidence) for b in bins)
 
 
 def calibration(truth: Sequence[str], predicted: Sequence[str], scores: np.ndarray) -> tuple[Bin, ...]:
     """Predictions by the probability of the most probable label, in bins (0, 0.1], ... (0.9, 1]; empty bins left out."""
-    confidence = scores.max(-1)
-    right = np.array([a == b for a, b in zip(truth, predicted, strict=True)])
-    places = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
+    return _bins(scores.max(-1), np.array([a == b for a, b in zip(truth, predicted, strict=True)]))
+
+
+def _bins(confidence: np.ndarray, right: np.ndarray) -> tuple[Bin, ...]:
+    places = _bin_of(confidence)
     made: list[Bin] = []
     for k in range(N_BINS):
         chosen = places == k
         if chosen.any():
             made.append(Bin(k / N_BINS, (k + 1) / N_BINS, int(chosen.sum()), float(confidence[chosen].mean()), float(right[chosen].mean())))
     return tuple(made)
+
+
+def _bin_of(confidence: np.ndarray) -> np.ndarray:
+    return np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
 
 
 # --- intervals
@@ -246,25 +392,46 @@ def _f1s(drawn: np.ndarray) -> np.ndarray:
         return np.nanmean(np.where(support > 0, 2 * right / (support + given), np.nan), axis=1)
 
 
-def _resampled_auc(is_label: np.ndarray, scores: np.ndarray, seed: int, n_bootstrap: int) -> np.ndarray:
-    """[B]: the mean area under the ROC curves of rows drawn with replacement; NaN where a label was not drawn."""
-    random = np.random.default_rng(seed)
-    n = len(scores)
-    areas = np.empty(n_bootstrap)
-    for index in range(n_bootstrap):
-        weights = np.bincount(random.integers(0, n, n), minlength=n).astype(np.float64)
-        areas[index] = np.mean([weighted_auc(is_label[:, k], scores[:, k], weights) for k in range(scores.shape[1])])
-    return areas
+class _Calibrated:
+    """The expected calibration error of rows with weights."""
+
+    def __init__(self, confidence: np.ndarray, right: np.ndarray) -> None:
+        self._places, self._gaps = _bin_of(confidence), right - confidence
+
+    def error(self, weights: np.ndarray) -> float:
+        # Of a bin: its share of rows times the distance of the two means, which is the distance of the two sums.
+        return float(np.abs(np.bincount(self._places, weights * self._gaps, minlength=N_BINS)).sum() / weights.sum())
+
+
+class _Ranked:
+    """The areas under both curves of rows with weights; the rows are put in order once."""
+
+    def __init__(self, positive: np.ndarray, scores: np.ndarray) -> None:
+        values, self._places = np.unique(scores, return_inverse=True)
+        self._n, self._positive = len(values), positive
+
+    def areas(self, weights: np.ndarray) -> tuple[float, float]:
+        """Under the ROC curve: how often a positive row is above a negative one, ties half. Average precision: the mean, over the positive
+        rows, of the share of positive ones among all that are no lower. NaN where all rows are of one kind."""
+        up = np.bincount(self._places, weights * self._positive, minlength=self._n)
+        down = np.bincount(self._places, weights * ~self._positive, minlength=self._n)
+        n_up, n_down = up.sum(), down.sum()
+        if n_up == 0 or n_down == 0:
+            return math.nan, math.nan
+        area = (up * (np.cumsum(down) - down / 2)).sum() / (n_up * n_down)
+        ups, all_of_them = np.cumsum(up[::-1]), np.cumsum((up + down)[::-1])
+        precision = ups / np.maximum(all_of_them, 1e-300)
+        return float(area), float((up[::-1] * precision).sum() / n_up)
 
 
 def weighted_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
-    """The area under the ROC curve of weighted rows: how often a positive one is above a negative one, ties half."""
-    values, places = np.unique(scores, return_inverse=True)
-    up = np.bincount(places, weights * positive, minlength=len(values))
-    down = np.bincount(places, weights * ~positive, minlength=len(values))
-    if up.sum() == 0 or down.sum() == 0:
-        return math.nan
-    return float((up * (np.cumsum(down) - down / 2)).sum() / (up.sum() * down.sum()))
+    """The area under the ROC curve of weighted rows; NaN where all are of one kind."""
+    return _Ranked(positive, scores).areas(weights)[0]
+
+
+def weighted_average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
+    """The area under the precision-recall curve of weighted rows, as scikit-learn sums it; NaN where all are of one kind."""
+    return _Ranked(positive, scores).areas(weights)[1]
 
 
 # --- slices
@@ -398,3 +565,13 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     n = only_first + only_second
     p_value = 1.0 if n == 0 else float(binomtest(only_first, n, 0.5).pvalue)
     return McNemar(counts(True, True), only_first, only_second, counts(False, False), p_value)
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """P-values of several tests, corrected so that the chance of any false finding among them stays what it says (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    made, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        made[index] = largest
+    return tuple(made)

@@ -10,16 +10,21 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from llm_tt.analysis.json_answers import json_answer, require_schema
 from llm_tt.analysis.rows import DataSet, Problem, Row, Template, require_column
-from llm_tt.errors import LlmTtError, PromptError, RequestError
-from llm_tt.models.scores import Ask, NextTokens, Scored
+from llm_tt.errors import LlmTtError, OutOfMemoryError, PromptError, RequestError
+from llm_tt.models.scores import BATCH_TOKENS, SCORES_BYTES, Ask, NextTokens, Scored
+from llm_tt.progress import Progress, silent
 from llm_tt.text import decoded
 
 if TYPE_CHECKING:
     from llm_tt.models.transparent_llm import PromptLike, TransparentLlm
+
+BATCH_ROWS = 64
+"""Results that come, and are stored, together"""
 
 Kind = Literal["labels", "forced", "generate"]
 """By the probability of each label; teacher-forced on the row's own response; by what the model generates"""
@@ -59,6 +64,26 @@ def _require_labels(labels: Sequence[Label]) -> None:
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """The model writes something, greedily, before it is asked for a label.
+
+    Raises:
+        RequestError: a value is out of its range.
+    """
+
+    n_tokens: int = 64
+    """at most so many"""
+    ask: str = "\nTherefore, the answer is"
+    """follows what the model wrote, and the label follows it"""
+
+    def __post_init__(self) -> None:
+        if self.n_tokens < 1:
+            raise RequestError(f"The model is to reason in {self.n_tokens} tokens. Allow 1 or more.")
+        if not self.ask.strip():
+            raise RequestError('What asks for the label after the reasoning is empty. Write for example "Therefore, the answer is".')
+
+
+@dataclass(frozen=True)
 class Scoring:
     """How the model is asked.
 
@@ -81,6 +106,10 @@ class Scoring:
     """ "generate": a regular expression whose first group, or all of it, is the label; without it the label's word anywhere in the text"""
     json_field: str | None = None
     """ "generate": the text must hold a JSON object whose field of this name is a label"""
+    schema: str | None = None
+    """ "generate", with `json_field`: a JSON schema, as text, which the object must fit"""
+    reasoning: Reasoning | None = None
+    """ "labels": the model writes before the labels' probabilities are asked for"""
 
     def __post_init__(self) -> None:
         if self.kind != "forced" or self.labels:
@@ -91,6 +120,14 @@ class Scoring:
             raise RequestError("A pattern or JSON field reads what a model generates. Score by generation, or leave it out.")
         if self.pattern is not None and self.json_field is not None:
             raise RequestError("Both a pattern and a JSON field are given. Give one of them.")
+        if self.schema is not None:
+            if self.json_field is None:
+                raise RequestError("A JSON schema is given, but not which field holds the label. Name it as the JSON field.")
+            require_schema(self.schema, self.json_field)
+        if self.reasoning is not None and self.kind != "labels":
+            raise RequestError("After a reasoning the labels are asked for. Score by labels, or let the model reason in what it generates.")
+        if self.reasoning is not None and self.calibrated:
+            raise RequestError("What a model reasons differs from row to row, so that no prompt says nothing. Calibrate, or let it reason.")
         if self.calibrated and self.kind != "labels":
             raise RequestError("Calibration is for scoring by labels. Score by labels, or leave it out.")
         if self.n_tokens < 1:
@@ -105,6 +142,13 @@ class Scoring:
     def values(self) -> tuple[str, ...]:
         return tuple(label.value for label in self.labels)
 
+    @property
+    def n_generated(self) -> int:
+        """Tokens that the model writes for one row, at most."""
+        if self.reasoning is not None:
+            return self.reasoning.n_tokens
+        return self.n_tokens if self.kind == "generate" else 0
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
@@ -115,6 +159,8 @@ class Scoring:
             "n_tokens": self.n_tokens,
             "pattern": self.pattern,
             "json_field": self.json_field,
+            "schema": self.schema,
+            "reasoning": None if self.reasoning is None else asdict(self.reasoning),
         }
 
 
@@ -155,7 +201,7 @@ class Result:
     log_likelihood: float | None = None
     """of the response, in natural logarithms; "forced" only"""
     text: str | None = None
-    """what was generated, or with "forced" the model's first choices along the response"""
+    """what was generated, reasoning included, or with "forced" the model's first choices along the response"""
     failure: str | None = None
     """why no label was found in it"""
 
@@ -187,15 +233,19 @@ def prepare(llm: TransparentLlm, data: DataSet, template: Template, scoring: Sco
     require_column(data, scoring.column)
     examples: list[Example] = []
     problems: list[Problem] = list(data.problems)
+    tail = None if scoring.reasoning is None else _tail(llm, scoring, scoring.reasoning)
+    shown = {prompt for prompt, _ in template.examples}
     for row in data.rows:
         try:
-            example = _example(llm, row, template, scoring)
+            example = _example(llm, row, template, scoring, tail)
+            if shown and not template.is_conversation and template.fill(row) in shown:
+                raise RequestError(f"Row {row.number} is one of the examples in the prompt. It is left out.")
         except LlmTtError as error:
             sentence = str(error) if isinstance(error, RequestError) else f"Row {row.number} is left out: {error}"
             problems.append(Problem(row.number, sentence))
             continue
         room = llm.info.n_ctx
-        needed = len(example.prompt_ids) + scoring.n_tokens if scoring.kind == "generate" else example.longest
+        needed = example.longest + scoring.n_generated + (0 if tail is None else len(tail.ask))
         if needed > room:
             problems.append(
                 Problem(
@@ -208,7 +258,22 @@ def prepare(llm: TransparentLlm, data: DataSet, template: Template, scoring: Sco
     return examples, sorted(problems, key=lambda problem: problem.number)
 
 
-def _example(llm: TransparentLlm, row: Row, template: Template, scoring: Scoring) -> Example:
+@dataclass(frozen=True)
+class _Tail:
+    """What follows a reasoning: the same tokens in every row, as they follow a letter."""
+
+    ask: tuple[int, ...]
+    responses: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+def _tail(llm: TransparentLlm, scoring: Scoring, reasoning: Reasoning) -> _Tail:
+    before = "a"
+    ask, _ = response_ids(llm, before, llm.encode(before), reasoning.ask)
+    example = _tokenised(llm, 0, before + reasoning.ask, "", [label.word for label in scoring.labels], scoring.spellings)
+    return _Tail(ask, example.responses)
+
+
+def _example(llm: TransparentLlm, row: Row, template: Template, scoring: Scoring, tail: _Tail | None) -> Example:
     truth = row.text(scoring.column)
     if row.values.get(scoring.column) is None or not truth:
         raise RequestError(f'Row {row.number} has no "{scoring.column}".')
@@ -225,6 +290,9 @@ def _example(llm: TransparentLlm, row: Row, template: Template, scoring: Scoring
     else:
         answers = [label.word for label in scoring.labels]
     prompt = template.render(row)
+    if tail is not None:
+        received = llm.prompt(prompt)
+        return Example(row.number, received.text or "", received.token_ids, truth, tail.responses, False)
     return _tokenised(llm, row.number, prompt, truth, answers, scoring.spellings)
 
 
@@ -271,40 +339,83 @@ def _require_distinct(answers: Sequence[str], responses: Sequence[Sequence[tuple
 # --- examples -> results
 
 
-def score(llm: TransparentLlm, examples: Sequence[Example], template: Template, scoring: Scoring) -> Iterator[list[Result]]:
-    """Results as they come, some rows at a time, the short prompts first."""
+def score(
+    llm: TransparentLlm, examples: Sequence[Example], template: Template, scoring: Scoring, progress: Progress = silent
+) -> Iterator[list[Result]]:
+    """Results as they come, some rows at a time, the short prompts first.
+
+    progress: called while a batch is generated, with the share of it that is done; may raise `Cancelled`.
+    """
     order = sorted(examples, key=lambda example: example.longest)
     if scoring.kind == "generate":
-        for example in order:
-            yield [_generated(llm, example, scoring)]
+        for chosen, texts in _continued(llm, order, scoring.n_tokens, progress):
+            yield [_parsed(example, text_of(llm, ids), scoring) for example, ids in zip(chosen, texts, strict=True)]
+        return
+    if scoring.reasoning is not None:
+        tail = _tail(llm, scoring, scoring.reasoning)
+        for chosen, texts in _continued(llm, order, scoring.reasoning.n_tokens, progress):
+            asked = [
+                replace(example, prompt_ids=(*example.prompt_ids, *ids, *tail.ask)) for example, ids in zip(chosen, texts, strict=True)
+            ]
+            results = _by_labels(llm, asked, scoring, None)
+            yield [replace(result, text=text_of(llm, ids)) for result, ids in zip(results, texts, strict=True)]
         return
     neutral = content_free_probabilities(llm, template, scoring) if scoring.calibrated else None
-    size = 64
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
+    for start in range(0, len(order), BATCH_ROWS):
+        chosen = order[start : start + BATCH_ROWS]
         yield _by_labels(llm, chosen, scoring, neutral) if scoring.kind == "labels" else _forced(llm, chosen, scoring)
 
 
+def _continued(
+    llm: TransparentLlm, examples: Sequence[Example], n_tokens: int, progress: Progress
+) -> Iterator[tuple[Sequence[Example], list[list[int]]]]:
+    """Some examples at a time, with the tokens that the model says after each; the end of the sequence is not said."""
+    from llm_tt.models.generation import continuations
+
+    start, most = 0, BATCH_ROWS
+    while start < len(examples):
+        size = 1
+        while size < min(most, len(examples) - start) and _fit(llm, size + 1, len(examples[start + size].prompt_ids), n_tokens):
+            size += 1
+        chosen = examples[start : start + size]
+        try:
+            texts = continuations(llm, [example.prompt_ids for example in chosen], n_tokens, progress)
+        except OutOfMemoryError:
+            if size == 1:
+                raise
+            most = size // 2
+            continue
+        yield chosen, [ids[:-1] if ids and ids[-1] in llm.end_ids else ids for ids in texts]
+        start += size
+
+
+def _fit(llm: TransparentLlm, n: int, length: int, n_tokens: int) -> bool:
+    """Whether so many prompts are continued in one pass; all are at most so long."""
+    return n * (length + n_tokens) <= BATCH_TOKENS and n * llm.info.n_heads * length**2 * 4 <= SCORES_BYTES
+
+
 def asks_of(example: Example) -> list[Ask]:
-    """What to ask so that the probability of every response is known: one text for all responses of one token, and one for each longer one."""
+    """What to ask so that the probability of every response is known: one text for each response of several tokens, the first of which answers for
+    the first tokens of all; where there is none, the prompt itself."""
     prompt, n = example.prompt_ids, len(example.prompt_ids)
     responses = [ids for spelled in example.responses for ids in spelled]
-    asks = [Ask(prompt, (NextTokens(n - 1, tuple(ids[0] for ids in responses)),))]
-    for ids in responses:
-        if len(ids) > 1:
-            asks.append(Ask((*prompt, *ids[:-1]), tuple(NextTokens(n - 1 + k, (ids[k],)) for k in range(1, len(ids)))))
-    return asks
+    firsts = NextTokens(n - 1, tuple(ids[0] for ids in responses))
+    asks = [Ask((*prompt, *ids[:-1]), tuple(NextTokens(n - 1 + k, (ids[k],)) for k in range(1, len(ids)))) for ids in _longer(responses)]
+    return [Ask(asks[0].token_ids, (firsts, *asks[0].asked)), *asks[1:]] if asks else [Ask(prompt, (firsts,))]
+
+
+def _longer(responses: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [ids for ids in responses if len(ids) > 1]
 
 
 def response_log_probabilities(example: Example, answers: Sequence[Sequence[Scored]]) -> list[float]:
     """[answer * spelling] log-probability of every response, from the answers to `asks_of`."""
     responses = [ids for spelled in example.responses for ids in spelled]
-    rest = iter(answers[1:])
-    totals = []
-    for first, ids in zip(answers[0][0].log_probabilities, responses, strict=True):
-        later = sum(scored.log_probabilities[0] for scored in next(rest)) if len(ids) > 1 else 0.0
-        totals.append(first + later)
-    return totals
+    firsts, later = answers[0][0], iter([answers[0][1:], *answers[1:]])
+    return [
+        first + (sum(scored.log_probabilities[0] for scored in next(later)) if len(ids) > 1 else 0.0)
+        for first, ids in zip(firsts.log_probabilities, responses, strict=True)
+    ]
 
 
 def label_log_probabilities(llm: TransparentLlm, examples: Sequence[Example]) -> list[list[float]]:
@@ -381,12 +492,7 @@ def text_of(llm: TransparentLlm, token_ids: Sequence[int]) -> str:
     return decoded([data or b"" for data in llm.token_data(token_ids)])[0]
 
 
-def _generated(llm: TransparentLlm, example: Example, scoring: Scoring) -> Result:
-    from llm_tt.models.generation import generate
-
-    tokens = list(generate(llm, list(example.prompt_ids), scoring.n_tokens))
-    said = [token.token_id for token in tokens if token.stop != "end"]
-    text = text_of(llm, said)
+def _parsed(example: Example, text: str, scoring: Scoring) -> Result:
     predicted, failure = parse_label(text, scoring)
     return Result(example.number, example.truth, predicted, text=text, failure=failure)
 
@@ -395,7 +501,7 @@ def parse_label(text: str, scoring: Scoring) -> tuple[str | None, str | None]:
     """The label that a text names, or why none was found. Case does not count; a text that names two is not guessed at."""
     words = {label.word.strip().casefold(): label.value for label in scoring.labels}
     if scoring.json_field is not None:
-        return _from_json(text, scoring.json_field, words)
+        return _from_json(text, scoring.json_field, scoring.schema, words)
     if scoring.pattern is not None:
         match = re.search(scoring.pattern, text)
         if match is None:
@@ -410,14 +516,10 @@ def parse_label(text: str, scoring: Scoring) -> tuple[str | None, str | None]:
     return None, "The text names no label." if not named else f"The text names several labels: {', '.join(sorted(named))}."
 
 
-def _from_json(text: str, field: str, words: Mapping[str, str]) -> tuple[str | None, str | None]:
-    start = text.find("{")
-    if start < 0:
-        return None, "The text holds no JSON object."
-    try:
-        content, _ = json.JSONDecoder().raw_decode(text[start:])
-    except json.JSONDecodeError as error:
-        return None, f"The JSON object is not valid: {error.msg}."
+def _from_json(text: str, field: str, schema: str | None, words: Mapping[str, str]) -> tuple[str | None, str | None]:
+    content, failure = json_answer(text, schema)
+    if content is None:
+        return None, failure
     if field not in content:
         return None, f'The JSON object has no "{field}".'
     said = content[field]

@@ -17,6 +17,8 @@ from llm_tt.errors import LlmTtError
 from llm_tt.progress import Cancelled
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+Line = Literal["usual", "quick", "bulk"]
+"""Where a job waits: for a prompt; for a part of what is there; for many prompts, one job at a time, so that prompts never wait for those"""
 FINISHED: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
 
 _KEPT = 256
@@ -42,8 +44,8 @@ class JobStatus:
 
 
 class _Job:
-    def __init__(self, is_quick: bool) -> None:
-        self.is_quick = is_quick
+    def __init__(self, line: Line) -> None:
+        self.line = line
         self.started = time.monotonic()
         self.status = JobStatus("queued")
         self.cancelled = threading.Event()
@@ -68,25 +70,23 @@ class JobReport:
 
 
 class JobQueue:
-    """Runs functions in worker threads, in the order in which they came; quick ones in a line of their own."""
+    """Runs functions in worker threads, in the order in which they came; each line by itself."""
 
     def __init__(self, n_workers: int, n_quick_workers: int = 2) -> None:
-        self._pools = {
-            is_quick: ThreadPoolExecutor(n, thread_name_prefix="llm-tt-job")
-            for is_quick, n in ((False, n_workers), (True, n_quick_workers))
-        }
+        sizes: dict[Line, int] = {"usual": n_workers, "quick": n_quick_workers, "bulk": 1}
+        self._pools = {line: ThreadPoolExecutor(n, thread_name_prefix="llm-tt-job") for line, n in sizes.items()}
         self._lock = threading.Lock()
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
 
-    def submit(self, work: Callable[[JobReport], Any], is_quick: bool = False) -> str:
+    def submit(self, work: Callable[[JobReport], Any], line: Line = "usual") -> str:
         """Queue a function of a `JobReport`, which is a progress callback; the id of its job."""
-        job_id, job = uuid.uuid4().hex, _Job(is_quick)
+        job_id, job = uuid.uuid4().hex, _Job(line)
         with self._lock:
             self._jobs[job_id] = job
             for old in [key for key, value in self._jobs.items() if value.ended.is_set()][:-_KEPT]:
                 del self._jobs[old]
             try:
-                self._pools[is_quick].submit(self._run, job, work)
+                self._pools[line].submit(self._run, job, work)
             except RuntimeError as error:
                 del self._jobs[job_id]
                 raise LlmTtError("The server is closing or was given another configuration. Run it again.") from error
@@ -102,7 +102,7 @@ class JobQueue:
         if status.state == "queued":
             with self._lock:
                 before = list(itertools.takewhile(lambda other: other is not job, self._jobs.values()))
-            status = replace(status, position=sum(other.status.state == "queued" for other in before if other.is_quick == job.is_quick))
+            status = replace(status, position=sum(other.status.state == "queued" for other in before if other.line == job.line))
         return status if status.finished else replace(status, seconds=time.monotonic() - job.started)
 
     def wait(self, job_id: str, timeout: float | None = None) -> JobStatus:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, overload
 from llm_tt.config import AppConfig, ModelSpec
 from llm_tt.engine import inspection, keeper
 from llm_tt.engine.cache import Cache
+from llm_tt.engine.evaluating import Evaluations
 from llm_tt.engine.generated import Generated
-from llm_tt.engine.jobs import JobQueue, JobStatus
+from llm_tt.engine.jobs import JobQueue, JobStatus, Line
 from llm_tt.engine.keeper import Loaded, ModelKeeper
 from llm_tt.engine.messages import (
     AddedModel,
@@ -22,9 +23,14 @@ from llm_tt.engine.messages import (
     Answer,
     CacheUse,
     CheckTrace,
+    CompareTraces,
     Continue,
+    DataPreview,
     EdgeReport,
     EstimateTrace,
+    Evaluate,
+    Evaluation,
+    ExplainErrors,
     ExplainLogit,
     ExplainPrediction,
     Explanation,
@@ -48,9 +54,14 @@ from llm_tt.engine.messages import (
     NeuronReport,
     NeuronsReport,
     NodeReport,
+    PreviewData,
+    PreviewPrompt,
+    PromptPreview,
     Question,
     ReadContinuation,
     ReadHeads,
+    ReadRow,
+    RowPrompt,
     SaliencyOf,
     TraceCheck,
     TraceKey,
@@ -66,6 +77,8 @@ from llm_tt.models.places import Place
 from llm_tt.progress import Cancelled, Progress, silent, within
 
 if TYPE_CHECKING:
+    from llm_tt.analysis.comparison import Comparison
+    from llm_tt.analysis.errors import CellExplanation
     from llm_tt.analysis.saliency_report import Saliency
     from llm_tt.analysis.tuning_report import TuningReport
     from llm_tt.flow.head_roles import HeadRoles
@@ -75,8 +88,10 @@ _LOADING, _TRACING = 0.7, 0.95
 """Fractions of an explanation's progress at which the model is loaded, and traced, when nothing is cached"""
 
 
-_ABOUT_ONE_PART = (InspectHead, ReadHeads, CheckTrace, LensGridOf, TrajectoriesOf, EstimateTrace)
+_ABOUT_ONE_PART = (InspectHead, ReadHeads, CheckTrace, LensGridOf, TrajectoriesOf, PreviewData, PreviewPrompt, EstimateTrace)
 """What a click on a page that is there asks: it waits for no other prompt"""
+_ABOUT_MANY_PROMPTS = (Evaluate, ExplainErrors)
+"""What takes minutes: one of them at a time, and nothing else waits for it"""
 
 _MAX_TUNINGS = 16
 """Tuning reports to keep: small, but minutes of reading for a large model"""
@@ -92,6 +107,12 @@ LONG_PROMPT = 512
 
 _SALIENCY_BUDGET = 8 * 2**20
 """Bytes of saliency to keep: small, but hundreds of runs of the model"""
+
+_COMPARISON_BUDGET = 64 * 2**20
+"""Bytes of comparisons to keep: each reads the edges of two graphs in two traces"""
+
+_BOTH_TRACED = 0.8
+"""Fraction of a comparison's progress at which there are both traces"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +133,12 @@ class _KnownPace:
 class _Read:
     answer: LensGrid | Trajectories
     loaded: Loaded
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    answer: Comparison
+    loaded: tuple[Loaded, Loaded]
 
 
 class LocalEngine:
@@ -137,11 +164,15 @@ class LocalEngine:
         self._traces: Cache[tuple[ModelSpec, Any, tuple[int, ...]], _Traced] = Cache(trace_budget, _trace_bytes)
         self._readings: Cache[tuple[ModelSpec, LensGridOf | TrajectoriesOf], _Read] = Cache(_LENS_BUDGET, lambda read: read.answer.nbytes)
         self._saliency: Cache[tuple[ModelSpec, SaliencyOf], Saliency] = Cache(_SALIENCY_BUDGET, lambda answer: answer.nbytes)
+        self._comparisons: Cache[tuple[ModelSpec, ModelSpec, CompareTraces], _Compared] = Cache(
+            _COMPARISON_BUDGET, lambda compared: compared.answer.nbytes
+        )
         self._tunings: Cache[ModelSpec, TuningReport] = Cache(_MAX_TUNINGS, lambda report: 1)
         self._roles: Cache[tuple[ModelSpec, Any, tuple[int, ...]], HeadRoles] = Cache(_MAX_READINGS, lambda roles: 1)
         self._checks: Cache[tuple[ModelSpec, Any, tuple[int, ...], int], TraceCheck] = Cache(_MAX_READINGS, lambda check: 1)
         self._paces: Cache[ModelSpec, _KnownPace] = Cache(_MAX_READINGS, lambda pace: 1)
         self._generated: Generated[tuple[ModelSpec, Any]] = Generated()
+        self._evaluations = Evaluations(config, self._models)
         self._jobs = JobQueue(n_workers)
 
     # --- questions
@@ -179,6 +210,8 @@ class LocalEngine:
     @overload
     def answer(self, question: SaliencyOf, progress: Progress = silent) -> Saliency: ...
     @overload
+    def answer(self, question: CompareTraces, progress: Progress = silent) -> Comparison: ...
+    @overload
     def answer(self, question: MeasureTuning, progress: Progress = silent) -> TuningReport: ...
     @overload
     def answer(self, question: LookAt, progress: Progress = silent) -> Place: ...
@@ -188,6 +221,16 @@ class LocalEngine:
     def answer(self, question: EstimateTrace, progress: Progress = silent) -> TraceEstimate: ...
     @overload
     def answer(self, question: ListLoaded, progress: Progress = silent) -> MemoryReport: ...
+    @overload
+    def answer(self, question: PreviewData, progress: Progress = silent) -> DataPreview: ...
+    @overload
+    def answer(self, question: ReadRow, progress: Progress = silent) -> RowPrompt: ...
+    @overload
+    def answer(self, question: PreviewPrompt, progress: Progress = silent) -> PromptPreview: ...
+    @overload
+    def answer(self, question: Evaluate, progress: Progress = silent) -> Evaluation: ...
+    @overload
+    def answer(self, question: ExplainErrors, progress: Progress = silent) -> CellExplanation: ...
 
     def answer(self, question: Question, progress: Progress = silent, so_far: Callable[[Continuation], None] = lambda part: None) -> Answer:
         """Answer now, in this thread. `progress` may raise to cancel. `so_far` is told each part of an answer that comes in parts.
@@ -206,6 +249,18 @@ class LocalEngine:
                 return self._memory_report()
             case MeasureTuning():
                 return self._tuning(question.model, progress)
+            case PreviewData():
+                return self._evaluations.preview(question, progress)
+            case ReadRow():
+                return self._evaluations.read_row(question, progress)
+            case PreviewPrompt():
+                return self._evaluations.preview_prompt(question, progress)
+            case Evaluate():
+                return self._evaluations.evaluate(question, progress)
+            case ExplainErrors():
+                return self._evaluations.explain(question, progress)
+            case CompareTraces():
+                return self._compare(question, progress)
             case LoadModel():
                 with self._models.using(self._models.spec(question.model)):
                     return self._models.load(question.model, progress).facts
@@ -247,7 +302,12 @@ class LocalEngine:
         """Answer in the background; the id of the job."""
         # The overloads of `answer` take one kind of question each.
         ask: Any = self.answer
-        return self._jobs.submit(lambda report: ask(question, report, report.so_far), isinstance(question, _ABOUT_ONE_PART))
+        line: Line = "usual"
+        if isinstance(question, _ABOUT_ONE_PART):
+            line = "quick"
+        elif isinstance(question, _ABOUT_MANY_PROMPTS):
+            line = "bulk"
+        return self._jobs.submit(lambda report: ask(question, report, report.so_far), line)
 
     def status(self, job_id: str) -> JobStatus:
         return self._jobs.status(job_id)
@@ -263,6 +323,21 @@ class LocalEngine:
 
     def close(self) -> None:
         self._jobs.close()
+
+    # --- prompts and data sets
+
+    def is_prepared(self, contents: Iterable[str]) -> bool:
+        """Whether these texts are among the prompts and data sets of the server, which any of its users may see.
+
+        Raises:
+            ConfigError: the prompt file cannot be read.
+        """
+        asked = set(contents) - set(self._config.prompts())
+        return not asked or asked <= self._evaluations.texts()
+
+    def data_sets(self) -> tuple[str, ...]:
+        """The menu: the shipped data sets, then the configured ones."""
+        return self._evaluations.names()
 
     # --- models
 
@@ -310,8 +385,10 @@ class LocalEngine:
             "grids and trajectories": self._readings,
             "head roles": self._roles,
             "saliency": self._saliency,
+            "comparisons": self._comparisons,
             "checks of traces": self._checks,
             "tuning reports": self._tunings,
+            **self._evaluations.caches(),
         }
         uses = tuple(CacheUse(name, *cache.counts()) for name, cache in caches.items())
         return MemoryReport(tuple(models), self._max_models, keeper.memory(), keeper.process_bytes(), uses)
@@ -322,6 +399,7 @@ class LocalEngine:
         """Traces hold on to their model: those of a model that was dropped must not keep it in memory."""
         self._traces.discard(lambda key, traced: not self._models.holds(traced.loaded))
         self._readings.discard(lambda key, read: not self._models.holds(read.loaded))
+        self._comparisons.discard(lambda key, compared: not all(map(self._models.holds, compared.loaded)))
 
     def _tuning(self, key: ModelKey, progress: Progress) -> TuningReport:
         # Weights are compared as they are stored: on which device and in which precision the model runs makes no difference.
@@ -343,7 +421,7 @@ class LocalEngine:
         prompt = key.prompt
         contents = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
         limit, demo_mode, length = self._config.max_user_string_length, self._config.demo_mode, sum(map(len, contents))
-        if (demo_mode or (limit is not None and length > limit)) and not set(contents) <= set(self._config.prompts()):
+        if (demo_mode or (limit is not None and length > limit)) and not self.is_prepared(contents):
             if demo_mode:
                 raise PromptError("This server shows prepared prompts only. Choose one of its examples.")
             raise PromptError(f"The prompt has {length} characters, but this server allows {limit}. Shorten it.")
@@ -552,6 +630,45 @@ class LocalEngine:
             )
 
         return self._saliency.get((self._models.spec(question.trace.model), question), measure, progress)
+
+    def _compare(self, question: CompareTraces, progress: Progress) -> Comparison:
+        specs = [self._models.spec(key.model) for key in question.trace]
+        for key in question.trace:
+            self._require_allowed(key)
+
+        def measure(progress: Progress) -> _Compared:
+            from llm_tt.analysis.comparing import compare
+
+            started = 0.0
+
+            def tracing(stage: str, fraction: float) -> None:
+                nonlocal started
+                started = fraction * _BOTH_TRACED
+                progress(stage, started)
+
+            first = self._traced(question.first, within(tracing, 0.0, 0.5))
+            second = self._traced(question.second, within(tracing, 0.5, 1.0))
+            answer = compare(
+                first.trace,
+                second.trace,
+                question.target,
+                question.other_target,
+                question.token,
+                question.contrast,
+                question.threshold,
+                question.mass,
+                question.renormalize,
+                question.n_predictions,
+                within(progress, started, 1.0),
+            )
+            return _Compared(answer, (first.loaded, second.loaded))
+
+        # Both at once: neither makes room for the other.
+        with self._models.using(specs[0]), self._models.using(specs[1]):
+            compared = self._comparisons.get((specs[0], specs[1], question), measure, progress)
+        if not all(map(self._models.holds, compared.loaded)):
+            self._forget_orphans()
+        return compared.answer
 
 
 def _trace_bytes(traced: _Traced) -> int:

@@ -5,13 +5,19 @@ A question names its model and prompt in full, so that any engine can answer it,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from llm_tt.analysis.comparison import Comparison
+from llm_tt.analysis.errors import CellExplanation
+from llm_tt.analysis.evaluation_report import EvaluationReport
+from llm_tt.analysis.rows import Problem, Template
 from llm_tt.analysis.saliency_report import METHODS, Method, Saliency, Unit
+from llm_tt.analysis.scoring import Scoring
+from llm_tt.analysis.strategy_report import StrategyComparison
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.config import ModelSpec
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKey, FlowGraph
@@ -236,10 +242,102 @@ class SaliencyOf:
 
 
 @dataclass(frozen=True)
+class CompareTraces:
+    """What differs from one trace to another, as `llm_tt.compare` tells it: one prompt on two models, or two prompts on one."""
+
+    first: TraceKey
+    second: TraceKey
+    target: int = -1
+    other_target: int | None = None
+    """in the second; None for the partner of `target`"""
+    token: Token | None = None
+    contrast: Token | None = None
+    threshold: float = DEFAULT_THRESHOLD
+    mass: float | None = None
+    """of the routes in both, as in `ExplainPrediction`"""
+    renormalize: bool = False
+    n_predictions: int = 10
+
+    @property
+    def trace(self) -> tuple[TraceKey, TraceKey]:
+        """What is compared."""
+        return self.first, self.second
+
+
+@dataclass(frozen=True)
 class MeasureTuning:
     """What an adapter, or a tuned checkpoint whose configuration names its base, changes in the weights. Loads no model."""
 
     model: ModelKey
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Rows: a data set of the server by its name, a file or folder of its machine as it was typed, or the content of a file that a user brought."""
+
+    kind: Literal["set", "path", "upload"]
+    name: str
+    content: bytes = field(default=b"", repr=False)
+    """of an upload"""
+    limit: int | None = None
+    """read no more rows than this"""
+
+
+@dataclass(frozen=True)
+class PreviewData:
+    """What columns and rows a data set has."""
+
+    source: DataSource
+    n_rows: int = 50
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """One row, and the prompt that a template makes of it, before any model has seen it."""
+
+    source: DataSource
+    template: Template
+    number: int
+
+
+@dataclass(frozen=True)
+class PreviewPrompt:
+    """What a model receives for a row (None: the first that can be used), and which tokens of the labels are scored."""
+
+    model: ModelKey
+    source: DataSource
+    template: Template
+    scoring: Scoring
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How often models are right on the rows of a data set, each asked in one way or in several (`llm_tt.analysis.strategies`).
+
+    What is answered is kept on disk: asked again, it goes on."""
+
+    models: tuple[ModelKey, ...]
+    source: DataSource
+    template: Template
+    scoring: Scoring
+    strategies: tuple[str, ...] = ("zero-shot",)
+    shots: int = 1
+    """few-shot: rows of each label, drawn from these very rows and then not evaluated"""
+    slices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ExplainErrors:
+    """Why rows of one cell of the confusion matrix are there, in one side of an evaluation; it is evaluated first if it was not."""
+
+    evaluate: Evaluate
+    side: int
+    truth: str
+    predicted: str
+    most: int = 32
 
 
 @dataclass(frozen=True)
@@ -292,6 +390,12 @@ Question = (
     | LensGridOf
     | TrajectoriesOf
     | SaliencyOf
+    | PreviewData
+    | ReadRow
+    | PreviewPrompt
+    | Evaluate
+    | ExplainErrors
+    | CompareTraces
 )
 
 
@@ -456,6 +560,80 @@ class AddedModel:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of a data set."""
+
+    name: str
+    n_filled: int
+    """rows that have a value"""
+    values: tuple[str, ...]
+    """all there are, the most frequent first; empty where there are more than 20"""
+
+
+@dataclass(frozen=True)
+class DataPreview:
+    """The answer to `PreviewData`."""
+
+    name: str
+    n_rows: int
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+    """the first ones: number, and a text for each column"""
+    problems: tuple[Problem, ...]
+    """rows that could not be read"""
+
+
+@dataclass(frozen=True)
+class RowPrompt:
+    """The answer to `ReadRow`."""
+
+    number: int
+    values: tuple[tuple[str, str], ...]
+    """column and its text"""
+    prompt: str | tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True)
+class PromptPreview:
+    """The answer to `PreviewPrompt`."""
+
+    number: int
+    text: str
+    """as the model receives it, special tokens spelled out"""
+    n_tokens: int
+    truth: str
+    responses: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
+    """what is scored: an answer, and for each of its spellings the texts of its tokens; empty for generation"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of what an evaluation compares: a model asked in one way."""
+
+    name: str
+    model: ModelKey
+    template: Template
+    scoring: Scoring
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The answer to `Evaluate`."""
+
+    question: Evaluate
+    sides: tuple[Side, ...]
+    """all ways of the first model, then those of the next"""
+    reports: tuple[EvaluationReport, ...]
+    """one a side"""
+    comparison: StrategyComparison | None
+    """None of one side"""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(side.name for side in self.sides)
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model in memory."""
 
@@ -523,4 +701,10 @@ Answer = (
     | Trajectories
     | Saliency
     | TraceEstimate
+    | DataPreview
+    | RowPrompt
+    | PromptPreview
+    | Evaluation
+    | CellExplanation
+    | Comparison
 )

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from llm_tt.models.memory import LONG, require_memory
 from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern, StoredPattern, Visible
 from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.quantized import dense_weight
-from llm_tt.models.reading import CachedReading, Reading, WholeReading
+from llm_tt.models.reading import BatchReading, CachedBatch, CachedReading, Reading, SeparateReadings, WholeReading
 from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, Shelf, norm_weight, reads_in_pieces
 from llm_tt.models.scores import Ask, Padding, Scored, batches, run_batch
 from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, Stream, TransparentLlm
@@ -50,6 +50,8 @@ _PATTERN_TOLERANCE = 1e-5
 _TELLING_LENGTHS = (37, 41, 43, 53, 23, 19, 17, 13)
 """Primes: lengths of the prompt on which memory is measured"""
 _QUERY_TOLERANCE = 1e-5
+Batches = Literal["positions told", "positions not told", "one by one"]
+"""How a model continues several texts: in one pass, with or without their positions, or each in its own"""
 _SAMPLED = 256
 """Numbers of each weight that a fingerprint is made of"""
 
@@ -86,6 +88,7 @@ class BridgeLlm(TransparentLlm):
         self._config = hf_model.config
         self._end_ids = _end_ids(hf_model, tokenizer)
         self._keeps_cache: bool | None = None
+        self._batches: Batches | None = None
         self._recipe: BlockRecipe = recipe(self._config.model_type)
         self._prompts = PromptMaker(name, tokenizer, chat_template)
         self._lock = threading.RLock()
@@ -430,6 +433,19 @@ class BridgeLlm(TransparentLlm):
                 self._keeps_cache = self._cache_is_exact()
         return self._cached() if self._keeps_cache else WholeReading(self)
 
+    def batch_reading(self, longest: int) -> BatchReading:
+        until = cached_positions(self._config).until
+        if until is not None and longest > until:
+            # Texts in one pass would take each other's rotation.
+            return SeparateReadings(self)
+        with self._lock:
+            if self._batches is None:
+                self._batches = self._exact_batches()
+        return SeparateReadings(self) if self._batches == "one by one" else self._together(self._batches)
+
+    def _together(self, batches: Batches) -> CachedBatch:
+        return CachedBatch(self._bridge.original_model, self.info.device, self._turn, batches == "positions told")
+
     def score(self, asks: Sequence[Ask], padding: Padding = "right") -> list[list[Scored]]:
         found: list[list[Scored]] = [[] for _ in asks]
         until = cached_positions(self._config).until
@@ -494,6 +510,26 @@ class BridgeLlm(TransparentLlm):
             # A family without a cache, or one that TransformerLens hands on wrongly.
             return False
         return identities.relative_error(read[-1], self.last_logits(probe)) <= identities.TOLERANCE[self.info.torch_dtype]
+
+    def _exact_batches(self) -> Batches:
+        """How this model reads texts of different lengths at once and predicts what it predicts for each alone; else one by one."""
+        probe = list(self._proof[0])
+        whole, short = probe[:-1], probe[: len(probe) // 2]
+        if cached_positions(self._config).keeps and 0 < len(short) < len(whole):
+            ways: tuple[Batches, ...] = ("positions told", "positions not told")
+            for way in ways:
+                reading = self._together(way)
+                try:
+                    logits = [*reading.read([whole, short])]
+                    reading.keep([1, 0])
+                    logits += [*reading.read([probe[:1], probe[-1:]])]
+                except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, OutOfMemoryError):
+                    # A family without a cache, whose cache cannot be cut, or that takes no positions.
+                    continue
+                alone = [self.last_logits(ids) for ids in (whole, short, short + probe[:1], probe)]
+                if max(map(identities.relative_error, logits, alone)) <= identities.TOLERANCE[self.info.torch_dtype]:
+                    return way
+        return "one by one"
 
     def _forget_patterns(self) -> None:
         # Families with one joint q-k-v projection keep the last pattern in the module.

@@ -1,4 +1,4 @@
-"""A model continues a prompt, greedily or by sampling; each token comes as soon as it is chosen."""
+"""A model continues a prompt, greedily or by sampling, each token as soon as it is chosen; or many prompts at a time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from llm_tt.errors import PromptError, RequestError
-from llm_tt.models.continuation import GeneratedToken, Sampling
+from llm_tt.models.continuation import GeneratedToken, Sampling, StopReason
 from llm_tt.models.transparent_llm import PromptLike, TransparentLlm
+from llm_tt.progress import Progress, silent
 
 
 def generate(
@@ -37,6 +38,75 @@ def generate(
         RequestError: a number is out of its range.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
+    return _tokens(model, _readable(model, prompt, n_tokens, continuation), n_tokens, sampling)
+
+
+def generate_batch(
+    model: TransparentLlm,
+    prompts: Sequence[PromptLike],
+    n_tokens: int = 20,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[list[GeneratedToken]]:
+    """What `generate` gives for each of the prompts, with as many of them in a forward pass as the model reads at once.
+
+    In half precision sums are rounded in another order, so that a token may differ where two are almost equally probable.
+
+    Args:
+        progress: called after every token of all prompts; may raise `Cancelled`.
+
+    Raises:
+        PromptError, RequestError: as `generate` does, for any of the prompts and before anything is computed.
+    """
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    texts = [_readable(model, prompt, n_tokens) for prompt in prompts]
+    made: list[list[GeneratedToken]] = [[] for _ in texts]
+    for row, token_id, logits in _together(model, texts, n_tokens, sampling, progress):
+        stop = "end" if token_id in model.end_ids else "length" if len(made[row]) == n_tokens - 1 else None
+        made[row].append(_token(model, token_id, logits, stop))
+    return made
+
+
+def continuations(model: TransparentLlm, prompts: Sequence[Sequence[int]], n_tokens: int, progress: Progress = silent) -> list[list[int]]:
+    """The ids that follow each prompt greedily, that of the end of the sequence included: `generate_batch` without what it says of each token."""
+    made: list[list[int]] = [[] for _ in prompts]
+    texts = [_readable(model, prompt, n_tokens) for prompt in prompts]
+    for row, token_id, _ in _together(model, texts, n_tokens, Sampling(), progress):
+        made[row].append(token_id)
+    return made
+
+
+def _together(
+    model: TransparentLlm, texts: Sequence[Sequence[int]], n_tokens: int, sampling: Sampling, progress: Progress
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Text, token and the logits it was chosen by, of all texts in turn until each has ended."""
+    if not texts:
+        return
+    reading = model.batch_reading(max(map(len, texts)) + n_tokens)
+    # Each draws as if it were alone.
+    randoms = [torch.Generator().manual_seed(sampling.seed) for _ in texts]
+    rows, pieces = list(range(len(texts))), [list(text) for text in texts]
+    for place in range(n_tokens):
+        logits = reading.read(pieces)
+        chosen = logits.argmax(-1).tolist() if sampling.is_greedy else None
+        token_ids = chosen or [_chosen(one, sampling, randoms[row]) for one, row in zip(logits, rows, strict=True)]
+        for one, row, token_id in zip(logits, rows, token_ids, strict=True):
+            yield row, token_id, one
+        progress(f"Token {place + 1} of {n_tokens} for {len(texts)} texts", (place + 1) / n_tokens)
+        left = [index for index, token_id in enumerate(token_ids) if token_id not in model.end_ids]
+        if not left or place == n_tokens - 1:
+            return
+        if len(left) < len(rows):
+            reading.keep(left)
+        rows, pieces = [rows[index] for index in left], [[token_ids[index]] for index in left]
+
+
+def _readable(model: TransparentLlm, prompt: PromptLike, n_tokens: int, continuation: Sequence[int] = ()) -> tuple[int, ...]:
+    """The prompt's tokens, if so many more fit."""
     if n_tokens < 1:
         raise RequestError(f"{n_tokens} tokens were asked for. Ask for 1 or more.")
     token_ids = model.prompt(prompt, continuation).token_ids
@@ -47,7 +117,7 @@ def generate(
             f"The prompt has {len(token_ids)} tokens; with {n_tokens} more it has {len(token_ids) + n_tokens}, but {model.info.name} reads at "
             f"most {model.info.n_ctx}. {way}"
         )
-    return _tokens(model, token_ids, n_tokens, sampling)
+    return token_ids
 
 
 def _tokens(model: TransparentLlm, token_ids: Sequence[int], n_tokens: int, sampling: Sampling) -> Iterator[GeneratedToken]:
@@ -55,19 +125,23 @@ def _tokens(model: TransparentLlm, token_ids: Sequence[int], n_tokens: int, samp
     for place in range(n_tokens):
         logits = reading.read(token_ids)
         token_id = _chosen(logits, sampling, random)
-        data = model.token_data([token_id])[0]
         ends = token_id in model.end_ids
-        yield GeneratedToken(
-            token_id,
-            model.texts([token_id])[0],
-            b"" if data is None else data,
-            probability=float(logits.double().softmax(-1)[token_id]),
-            rank=1 + int((logits > logits[token_id]).sum()),
-            stop="end" if ends else "length" if place == n_tokens - 1 else None,
-        )
+        yield _token(model, token_id, logits, "end" if ends else "length" if place == n_tokens - 1 else None)
         if ends:
             return
         token_ids = [token_id]
+
+
+def _token(model: TransparentLlm, token_id: int, logits: Tensor, stop: StopReason | None) -> GeneratedToken:
+    data = model.token_data([token_id])[0]
+    return GeneratedToken(
+        token_id,
+        model.texts([token_id])[0],
+        b"" if data is None else data,
+        probability=float(logits.double().softmax(-1)[token_id]),
+        rank=1 + int((logits > logits[token_id]).sum()),
+        stop=stop,
+    )
 
 
 def _chosen(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:

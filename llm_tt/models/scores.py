@@ -51,11 +51,17 @@ class Scored:
 
 def scored(logits: Tensor, token_ids: Sequence[int]) -> Scored:
     """logits: [V], of any dtype."""
+    return all_scored(logits[None], [token_ids])[0]
+
+
+def all_scored(logits: Tensor, token_ids: Sequence[Sequence[int]]) -> list[Scored]:
+    """logits: [N, V], of any dtype; for each of them its tokens."""
     import torch
 
     wide = logits.float()
-    chosen = wide[list(token_ids)].double() - torch.logsumexp(wide.double(), -1)
-    return Scored(tuple(chosen.tolist()), int(wide.argmax()))
+    totals, best = torch.logsumexp(wide.double(), -1), wide.argmax(-1).tolist()
+    chosen = ((row[list(ids)].double() - total).tolist() for row, ids, total in zip(wide, token_ids, totals, strict=True))
+    return [Scored(tuple(logs), first) for logs, first in zip(chosen, best, strict=True)]
 
 
 def batches(asks: Sequence[Ask], n_vocab: int, n_heads: int, until: int | None = None) -> Iterator[list[tuple[int, Ask]]]:
@@ -115,7 +121,7 @@ def run_batch(model: Any, batch: Sequence[Ask], device: str, padding: Padding = 
             # A family that gives all logits whatever is asked for.
             logits = logits[:, kept]
         place = {position: index for index, position in enumerate(kept)}
-        return [
-            [scored(logits[row, place[n.position + shift]].cpu(), n.token_ids) for n in ask.asked]
-            for row, (ask, shift) in enumerate(zip(batch, shifts, strict=True))
-        ]
+        asked = [(row, n) for row, ask in enumerate(batch) for n in ask.asked]
+        rows, columns = [row for row, _ in asked], [place[n.position + shifts[row]] for row, n in asked]
+        answers = iter(all_scored(logits[rows, columns].cpu(), [n.token_ids for _, n in asked]))
+        return [[next(answers) for _ in ask.asked] for ask in batch]

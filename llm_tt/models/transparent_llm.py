@@ -20,7 +20,7 @@ from llm_tt import chat
 from llm_tt.errors import PromptError, RequestError
 from llm_tt.models.gradients import Differentiable
 from llm_tt.models.info import ModelInfo
-from llm_tt.models.reading import Reading, WholeReading
+from llm_tt.models.reading import BatchReading, Reading, SeparateReadings, WholeReading
 from llm_tt.models.scores import Ask, Padding, Scored, scored
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
@@ -317,6 +317,14 @@ class TransparentLlm(ABC):
     def reading(self) -> Reading:
         """Reads a text token by token, to continue it. To be overridden by a model that can keep what it computed for earlier tokens."""
         return WholeReading(self)
+
+    def batch_reading(self, longest: int) -> BatchReading:
+        """Reads several texts token by token. To be overridden by a model that reads them at once, each as if it were alone.
+
+        longest: no text will become longer than this.
+        """
+        del longest
+        return SeparateReadings(self)
 
     def score(self, asks: Sequence[Ask], padding: Padding = "right") -> list[list[Scored]]:
         """How probable given tokens are after given positions of many texts, by plain forward passes of which nothing is kept.

@@ -20,6 +20,7 @@ import pytest
 import llm_tt
 from llm_tt import TransparentLlm
 from llm_tt.analysis import evaluation
+from llm_tt.analysis.charts import to_svg
 from llm_tt.analysis.evaluation import compare_evaluations, evaluate, remaining
 from llm_tt.analysis.evaluation_report import EvaluationReport
 from llm_tt.analysis.rows import DataSet, Row, Template, few_shot, read_data
@@ -144,6 +145,36 @@ def test_the_page_has_the_numbers_that_are_printed(report: EvaluationReport, of_
     figures = dict(report.figures())
     assert figures["accuracy"] == str(report.metrics.accuracy)
     assert figures["right"] == str(report.n_right)
+
+
+def test_the_page_has_the_curves_and_their_numbers(report: EvaluationReport, of_base: EvaluationReport) -> None:
+    for found in (report, compare_evaluations(of_base, report)):
+        page = found.to_html()
+        assert page.count("<svg ") == 3
+        for chart in found.charts():
+            assert to_svg(chart) in page
+            assert all(line.summary in unescape(page) for line in chart.lines)
+    assert report.metrics is not None
+    (curves,) = report.metrics.curves
+    lines = list(csv.DictReader(io.StringIO(report.curves_csv())))
+    roc = [line for line in lines if line["curve"] == "roc"]
+    assert [(float(line["x"]), float(line["y"])) for line in roc] == [(p.x, p.y) for p in curves.roc]
+    assert sum(int(line["rows"]) for line in lines if line["curve"] == "calibration") == 300
+    assert json.loads(json.dumps(report.to_dict()))["metrics"]["curves"][0]["auc"]["value"] == curves.auc.value
+    assert dict(report.figures())["Brier score"] == str(report.metrics.brier)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("generate", "a generated answer has no probability"), ("forced", "only the row's own response")]
+)
+def test_without_probabilities_of_labels_it_says_why_there_are_no_curves(kind: Any, why: str, base: TransparentLlm) -> None:
+    found = evaluate(base, read_data(DATA_DIR / "clean.jsonl", limit=4), CHAT, Scoring(kind, parse_labels("yes,no"), n_tokens=2))
+    assert (found.charts(), "<svg" in found.to_html()) == ((), False)
+    assert found.no_curves is not None
+    assert why in found.no_curves
+    assert found.no_curves in found.to_text()
+    assert found.to_dict()["no_curves"] == found.no_curves
+    assert found.curves_csv().splitlines() == ["label,curve,x,y,threshold,rows"]
 
 
 def test_what_users_wrote_is_text_on_the_page(base: TransparentLlm) -> None:
@@ -326,3 +357,19 @@ def test_reports_are_free_of_torch() -> None:
     code = "import sys; import llm_tt.analysis.evaluation_report, llm_tt.analysis.evaluation; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "False"
+
+
+def test_of_more_labels_each_has_its_numbers_and_lines(base: TransparentLlm) -> None:
+    rows = [Row(k, {"q": f"The capital of {country} is", "label": city}) for k, (country, city) in enumerate(CITIES * 2, start=1)]
+    found = evaluate(base, DataSet("x", tuple(rows)), "{q}", Scoring("labels", parse_labels("Paris,Rome,Madrid,Oslo")))
+    (table,) = [table for table in found.tables() if table.title == "Each label against the rest"]
+    assert found.metrics is not None
+    assert [row[0] for row in table.rows] == ["Paris", "Rome", "Madrid"], "no row is Oslo"
+    assert [row[2:] for row in table.rows] == [
+        (str(c.auc), str(c.average_precision), str(c.ece), str(c.brier)) for c in found.metrics.curves
+    ]
+    assert [line.name for line in found.charts()[0].lines] == ["Paris", "Rome", "Madrid"]
+    assert dict(found.figures())["ROC AUC"] == "-"
+
+
+CITIES = [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid")]

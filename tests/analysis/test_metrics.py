@@ -12,12 +12,14 @@ from sklearn import metrics as sk
 from llm_tt.analysis.metrics import (
     NO_LABEL,
     Figure,
+    holm,
     mcnemar,
     measure,
     slices_by,
     slices_by_length,
     telling_words,
     weighted_auc,
+    weighted_average_precision,
     wilson,
     word_slice,
     words_of,
@@ -73,6 +75,55 @@ def test_calibration_error_by_its_definition() -> None:
     assert sum(b.n for b in m.bins) == 400
 
 
+@pytest.mark.parametrize("labels", [["yes", "no"], ["a", "b", "c"]])
+def test_curves_are_those_of_scikit_learn(labels: list[str]) -> None:
+    truth, predicted, scores = made(labels)
+    m = measure(truth, predicted, labels, scores.tolist())
+    assert [curves.label for curves in m.curves] == (labels[:1] if len(labels) == 2 else labels)
+    for k, curves in enumerate(m.curves):
+        positive = np.array([label == labels[k] for label in truth])
+        falses, trues, thresholds = sk.roc_curve(positive, scores[:, k])
+        assert [(p.x, p.y) for p in curves.roc] == list(zip(falses, trues, strict=True))
+        assert curves.roc[0].threshold is None
+        assert [p.threshold for p in curves.roc[1:]] == thresholds[1:].tolist()
+        for p in curves.roc[1:]:
+            taken = scores[:, k] >= p.threshold
+            assert (p.x, p.y) == (pytest.approx(taken[~positive].mean()), pytest.approx(taken[positive].mean()))
+        precisions, recalls, _ = sk.precision_recall_curve(positive, scores[:, k])
+        assert {(p.x, p.y) for p in curves.pr} <= set(zip(recalls, precisions, strict=True))
+        assert [p.x for p in curves.pr] == sorted(p.x for p in curves.pr)
+        # What was left out does not change the area of the steps.
+        steps = sum((b.x - a.x) * b.y for a, b in zip(curves.pr, curves.pr[1:], strict=False))
+        assert steps == pytest.approx(sk.average_precision_score(positive, scores[:, k]), abs=0.01)
+        assert curves.auc.value == pytest.approx(sk.roc_auc_score(positive, scores[:, k]))
+        assert curves.average_precision.value == pytest.approx(sk.average_precision_score(positive, scores[:, k]))
+        assert curves.brier.value == pytest.approx(sk.brier_score_loss(positive, scores[:, k]))
+        assert (curves.n, curves.n_others) == (positive.sum(), (~positive).sum())
+        total = 0.0
+        for b in curves.bins:
+            inside = (scores[:, k] > b.low) & (scores[:, k] <= b.high)
+            assert (b.n, b.confidence) == (inside.sum(), pytest.approx(scores[inside, k].mean()))
+            assert b.accuracy == pytest.approx(positive[inside].mean())
+            assert b.interval == wilson(int(positive[inside].sum()), int(inside.sum()))
+            total += inside.mean() * abs(positive[inside].mean() - scores[inside, k].mean())
+        assert sum(b.n for b in curves.bins) == len(truth)
+        assert curves.ece.value == pytest.approx(total)
+    assert m.brier.value == pytest.approx(sk.brier_score_loss(truth, scores[:, np.argsort(labels)], labels=sorted(labels)))
+    assert m.roc_auc.value == pytest.approx(np.mean([curves.auc.value for curves in m.curves]))
+    assert m.pr_auc.value == pytest.approx(np.mean([curves.average_precision.value for curves in m.curves]))
+
+
+def test_a_label_that_no_row_has_has_no_curve_and_the_others_do() -> None:
+    truth, predicted, scores = made(["a", "b", "c"])
+    rows = [row for row, label in enumerate(truth) if label != "c"]
+    m = measure([truth[r] for r in rows], [predicted[r] for r in rows], ["a", "b", "c"], scores[rows].tolist())
+    assert [curves.label for curves in m.curves] == ["a", "b"]
+    assert (m.roc_auc, m.pr_auc) == (Figure(None), Figure(None)), "a mean over labels some of which are not there"
+    assert m.brier.value is not None
+    assert measure(["a"] * 3, ["a", "b", "a"], ["a", "b"], [[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]]).curves == ()
+    assert measure(truth, predicted, ["a", "b", "c"]).curves == ()
+
+
 def test_an_answer_without_a_label_is_an_error_everywhere() -> None:
     labels = ["yes", "no"]
     truth, predicted, _ = made(labels, none=0.2)
@@ -116,14 +167,24 @@ def test_bootstrap_intervals_are_those_of_drawn_rows_and_repeat_with_their_seed(
     m = measure(truth, predicted, labels, scores.tolist(), n_bootstrap=2000)
     random = np.random.default_rng(99)
     given = [NO_LABEL if label is None else label for label in predicted]
-    drawn: dict[str, list[float]] = {"balanced": [], "f1": [], "auc": []}
+    drawn: dict[str, list[float]] = {"balanced": [], "f1": [], "auc": [], "ap": [], "brier": [], "loss": [], "ece": []}
     for _ in range(600):
         rows = random.integers(0, 120, 120)
         t, g = [truth[r] for r in rows], [given[r] for r in rows]
         drawn["balanced"].append(float(sk.recall_score(t, g, labels=labels, average="macro", zero_division=0)))
         drawn["f1"].append(float(sk.f1_score(t, g, labels=labels, average="macro", zero_division=0)))
-        drawn["auc"].append(float(sk.roc_auc_score([x == "yes" for x in t], scores[rows, 0])))
-    for figure, name in ((m.balanced_accuracy, "balanced"), (m.macro_f1, "f1"), (m.roc_auc, "auc")):
+        positive = [x == "yes" for x in t]
+        drawn["auc"].append(float(sk.roc_auc_score(positive, scores[rows, 0])))
+        drawn["ap"].append(float(sk.average_precision_score(positive, scores[rows, 0])))
+        drawn["brier"].append(float(sk.brier_score_loss(positive, scores[rows, 0])))
+        drawn["loss"].append(float(sk.log_loss(positive, scores[rows, 0])))
+        sure, right = scores[rows].max(1), np.array([a == b for a, b in zip(t, g, strict=True)])
+        bins = [(sure > low) & (sure <= low + 0.1 + 1e-12) for low in np.arange(10) / 10]
+        drawn["ece"].append(sum(abs((right[b] - sure[b]).sum()) for b in bins) / 120)
+    (curves,) = m.curves
+    pairs = [(m.balanced_accuracy, "balanced"), (m.macro_f1, "f1"), (m.roc_auc, "auc"), (m.pr_auc, "ap"), (m.brier, "brier")]
+    pairs += [(m.log_loss, "loss"), (m.ece, "ece"), (curves.auc, "auc"), (curves.average_precision, "ap"), (curves.brier, "brier")]
+    for figure, name in pairs:
         assert (figure.low, figure.high) == pytest.approx(np.percentile(drawn[name], [2.5, 97.5]).tolist(), abs=0.02)
     again = measure(truth, predicted, labels, scores.tolist(), n_bootstrap=2000)
     assert again == m != measure(truth, predicted, labels, scores.tolist(), seed=1, n_bootstrap=2000)
@@ -134,6 +195,16 @@ def test_weighted_area_is_that_of_scikit_learn() -> None:
     positive, scores, weights = random.random(50) < 0.4, random.integers(0, 9, 50) / 9, random.integers(0, 4, 50).astype(float)
     assert weighted_auc(positive, scores, weights) == pytest.approx(sk.roc_auc_score(positive, scores, sample_weight=weights))
     assert math.isnan(weighted_auc(positive, scores, weights * positive))
+    theirs = sk.average_precision_score(positive, scores, sample_weight=weights)
+    assert weighted_average_precision(positive, scores, weights) == pytest.approx(theirs)
+    assert math.isnan(weighted_average_precision(positive, scores, weights * ~positive))
+
+
+def test_holm_multiplies_the_smallest_most_and_keeps_the_order() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx((0.03, 0.06, 0.06))
+    assert holm([0.5, 0.9]) == (1.0, 1.0)
+    assert holm([0.02]) == (0.02,)
+    assert holm([]) == ()
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 9), (37, 0), (20, 20)])

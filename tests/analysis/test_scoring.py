@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 import llm_tt
 from llm_tt import TransparentLlm
 from llm_tt.analysis.rows import DataSet, Row, Template
-from llm_tt.analysis.scoring import Example, Label, Result, Scoring, parse_label, parse_labels, prepare, response_ids, score
+from llm_tt.analysis.scoring import Example, Label, Result, Scoring, asks_of, parse_label, parse_labels, prepare, response_ids, score
 from llm_tt.demo import MODEL_DIR
 from llm_tt.demo.evaluation import load
 from llm_tt.errors import RequestError
@@ -298,6 +298,61 @@ def test_generation_says_what_the_model_says(demo: TransparentLlm, plain_demo: t
         assert found[row.number].is_right
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])
+def test_generating_together_is_generating_alone(name: str, model: Callable[..., TransparentLlm]) -> None:
+    llm = model(name)
+    examples = [Example(number, "", tuple(families.token_ids(3 + 2 * (number % 4), number)), "yes", (), False) for number in range(9)]
+    found = [r for batch in score(llm, examples, Template("{q}"), Scoring("generate", YES_NO, n_tokens=7)) for r in batch]
+    assert sorted(result.number for result in found) == list(range(9))
+    for result in found:
+        tokens = list(llm_tt.generate(llm, list(examples[result.number].prompt_ids), 7))
+        said = b"".join(token.data for token in tokens if token.stop != "end").decode(errors="replace")
+        assert result.text == said
+
+
+def test_generation_can_be_stopped_within_a_batch_and_says_where_it_is(demo: TransparentLlm, tmp_path: Path) -> None:
+    from llm_tt.analysis.evaluation import evaluate
+    from llm_tt.progress import Cancelled
+
+    data = data_of(*({"q": "The capital of France is", "label": "yes"} for _ in range(3)))
+    stages: list[str] = []
+
+    def stop(stage: str, _: float) -> None:
+        stages.append(stage)
+        if len(stages) == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        evaluate(demo, data, Template("{q}"), Scoring("generate", YES_NO, n_tokens=9), folder=tmp_path, progress=stop)
+    assert stages[1:] == ["Row 0 of 3: token 1 of 9 for 3 texts", "Row 0 of 3: token 2 of 9 for 3 texts"]
+    (file,) = tmp_path.iterdir()
+    assert len(file.read_text().splitlines()) == 1, "a batch that was not finished is not stored"
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(demo: TransparentLlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_tt.errors import OutOfMemoryError
+    from llm_tt.models import generation
+
+    sizes: list[int] = []
+    original = generation.continuations
+
+    def small(llm: TransparentLlm, prompts: Sequence[Sequence[int]], *rest: Any) -> list[list[int]]:
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise OutOfMemoryError("full")
+        return original(llm, prompts, *rest)
+
+    data = data_of(*({"q": "The capital of France is", "label": "yes"} for _ in range(5)))
+    scoring = Scoring("generate", YES_NO, n_tokens=2)
+    whole = scored(demo, data, Template("{q}"), scoring)
+    monkeypatch.setattr(generation, "continuations", small)
+    assert scored(demo, data, Template("{q}"), scoring) == whole
+    assert sizes == [5, 2, 2, 1]
+    monkeypatch.setattr(generation, "continuations", lambda *_: (_ for _ in ()).throw(OutOfMemoryError("full")))
+    with pytest.raises(OutOfMemoryError, match="full"):
+        scored(demo, data, Template("{q}"), scoring)
+
+
 # --- options
 
 
@@ -331,3 +386,11 @@ def test_the_demo_data_are_inside_the_package() -> None:
     from llm_tt.demo import DATA_DIR
 
     assert Path(llm_tt.__file__).parent in DATA_DIR.parents
+
+
+def test_no_more_texts_are_read_than_there_are_responses_of_several_tokens() -> None:
+    asks = asks_of(Example(1, "", (5, 6), "a", LABELS, False))
+    assert [ask.token_ids for ask in asks] == [(5, 6, 12), (5, 6, 14, 15), (5, 6, 18)]
+    assert [next_tokens.token_ids for next_tokens in asks[0].asked] == [(11, 12, 14, 17, 18), (13,)]
+    (single,) = asks_of(Example(1, "", (5, 6), "a", (((11,),), ((12,),)), False))
+    assert (single.token_ids, [n.position for n in single.asked]) == ((5, 6), [1])

@@ -19,9 +19,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def app() -> Iterator[App]:
-    """The app on config/local.json, as `make run` starts it."""
-    process, running = start_app(ROOT / "config" / "local.json")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """The app on config/local.json, as `make run` starts it; what it keeps in the user's cache goes elsewhere."""
+    process, running = start_app(ROOT / "config" / "local.json", XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache")))
     yield running
     stop_app(process)
 

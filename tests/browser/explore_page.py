@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from playwright.sync_api import Locator, Page
+from running_app import SCREENSHOTS
 
 _TIMEOUT = 60_000
 
@@ -34,6 +35,14 @@ class ExplorePage:
     def settle(self) -> None:
         """Wait until Streamlit has finished its run."""
         self.page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(timeout=_TIMEOUT)
+
+    def shoot(self, name: str) -> None:
+        """Pictures to be looked at, in both colour schemes: the page follows the browser's, and is loaded once for both."""
+        SCREENSHOTS.mkdir(exist_ok=True)
+        for scheme in ("dark", "light"):
+            self.page.emulate_media(color_scheme=scheme)
+            self.page.wait_for_timeout(350)
+            self.page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png")
 
     def data(self, name: str) -> Any:
         return json.loads(self.graph.get_attribute(f"data-{name}") or "null")

@@ -137,6 +137,8 @@ class AddDialog:
 
     def type(self, field: str, text: str) -> None:
         box = self.dialog.get_by_role("textbox", name=field, exact=True)
+        # While the dialog is drawn anew, there may be the field of before beside it.
+        expect(box).to_have_count(1)
         box.fill(text)
         box.press("Enter")
         self._page.page.wait_for_timeout(400)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from explore_page import ExplorePage
 from playwright.sync_api import Browser, expect
-from running_app import SCREENSHOTS, App
+from running_app import App
 
 import llm_tt
 from llm_tt.text import visible
@@ -16,20 +16,13 @@ from llm_tt.text import visible
 PROMPT = "When Mary and John went to the"
 
 
-@pytest.fixture(params=["light", "dark"])
-def page(request: pytest.FixtureRequest, browser: Browser, app: App) -> Iterator[ExplorePage]:
-    tab = browser.new_page(viewport={"width": 1440, "height": 1000}, color_scheme=request.param)
+@pytest.fixture
+def page(browser: Browser, app: App) -> Iterator[ExplorePage]:
+    tab = browser.new_page(viewport={"width": 1440, "height": 1000})
     page = ExplorePage(tab).open(app.url)
-    page.scheme = request.param  # type: ignore[attr-defined]
     page.type_prompt(PROMPT)
     yield page
     tab.close()
-
-
-def shoot(page: ExplorePage, name: str) -> None:
-    SCREENSHOTS.mkdir(exist_ok=True)
-    page.page.wait_for_timeout(500)
-    page.page.screenshot(path=SCREENSHOTS / f"continuation-{name}-{page.scheme}.png")  # type: ignore[attr-defined]
 
 
 def test_a_generated_token_becomes_the_target(page: ExplorePage) -> None:
@@ -49,7 +42,7 @@ def test_a_generated_token_becomes_the_target(page: ExplorePage) -> None:
     expect(pills.nth(2)).to_contain_text(visible(tokens[2].text))
     expect(pills.nth(2)).to_contain_text(f"{tokens[2].probability:.3f}")
     pills.first.scroll_into_view_if_needed()
-    shoot(page, "generated")
+    page.shoot("continuation-generated")
 
     pills.nth(3).click()
     expect(page.graph).to_have_attribute("data-target", str(start + 2))
@@ -63,7 +56,7 @@ def test_a_generated_token_becomes_the_target(page: ExplorePage) -> None:
     assert told[1] == visible(tokens[3].text)
     assert int(told[2]) == tokens[3].rank
     assert float(told[3]) == pytest.approx(tokens[3].probability, abs=1e-3)
-    shoot(page, "chosen")
+    page.shoot("continuation-chosen")
 
     # The axis moves the choice.
     page.click({"type": "target", "position": start + 4})

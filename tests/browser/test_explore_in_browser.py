@@ -133,16 +133,12 @@ def test_the_selection_the_view_and_the_component_survive_a_moved_threshold(page
         assert page.page.get_by_text("token 2 · layer 2, after the FFN").is_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_conversation_is_drawn_with_its_speakers(browser: Browser, app: App, scheme: str) -> None:
-    tab = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="dark" if scheme == "dark" else "light")
-    page = ExplorePage(tab).open(app.url)
+def test_a_conversation_is_drawn_with_its_speakers(page: ExplorePage) -> None:
     expect(page.graph.locator(".legend")).not_to_contain_text("user")
-    tab.get_by_role("radio", name="Chat").click()
+    page.page.get_by_role("radio", name="Chat").click()
     expect(page.graph.locator(".legend")).to_contain_text("user")
     page.settle()
-    screenshot(page, f"chat-{scheme}")
-    tab.close()
+    page.shoot("chat")
 
 
 # Timed in the page: this process has seen thousands of tests, and its own pauses are not the user's.
@@ -230,14 +226,14 @@ def test_token_text_is_never_markup(page: ExplorePage) -> None:
     screenshot(page, "markup")
 
 
-@pytest.mark.parametrize("width", [1440, 1024])
-def test_dark(browser: Browser, app: App, width: int) -> None:
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark")
+def test_dark_from_the_start(browser: Browser, app: App) -> None:
+    """Other tests switch the scheme of a page that is open."""
+    tab = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="dark")
     page = ExplorePage(tab).open(app.url)
     page.click({"type": "node", "node": "A3_14"})
     background = page.page.get_by_test_id("stApp").evaluate("element => getComputedStyle(element).backgroundColor")
     assert max(map(int, re.findall(r"\d+", background)[:3])) < 80
-    screenshot(page, f"dark-{width}")
+    screenshot(page, "dark")
     tab.close()
 
 

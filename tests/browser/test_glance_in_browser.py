@@ -9,30 +9,23 @@ from collections.abc import Iterator
 import pytest
 from explore_page import ExplorePage
 from playwright.sync_api import Browser, expect
-from running_app import SCREENSHOTS, App
+from running_app import App
 
 import llm_tt
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 
-@pytest.fixture(params=["light", "dark"])
-def page(request: pytest.FixtureRequest, browser: Browser, app: App) -> Iterator[ExplorePage]:
-    tab = browser.new_page(viewport={"width": 1440, "height": 1300}, color_scheme=request.param)
-    opened = ExplorePage(tab).open(app.url)
-    opened.scheme = request.param  # type: ignore[attr-defined]
-    yield opened
+@pytest.fixture
+def page(browser: Browser, app: App) -> Iterator[ExplorePage]:
+    tab = browser.new_page(viewport={"width": 1440, "height": 1300})
+    yield ExplorePage(tab).open(app.url)
     tab.close()
 
 
 @pytest.fixture(scope="module")
 def trace() -> llm_tt.Trace:
     return llm_tt.load_model("demo").trace(PROMPT)
-
-
-def screenshot(page: ExplorePage, name: str) -> None:
-    SCREENSHOTS.mkdir(exist_ok=True)
-    page.page.screenshot(path=SCREENSHOTS / f"{name}-{page.scheme}.png")  # type: ignore[attr-defined]
 
 
 def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
@@ -52,22 +45,25 @@ def test_the_strip_has_every_token_with_its_share_and_is_readable(page: ExploreP
     assert tokens.count() == trace.n_tokens
     for position, share in enumerate(shares):
         assert tokens.nth(position).get_attribute("title").split(" · ")[0] == f"token {position}: {share:.1%} of the flow"  # type: ignore[union-attr]
-    colours = tokens.nth(int(shares.argmax())).evaluate(
-        """element => {
-            const read = text => { const c = document.createElement("canvas").getContext("2d"); c.fillStyle = text; c.fillRect(0, 0, 1, 1);
-                                   return [...c.getImageData(0, 0, 1, 1).data]; };
-            let ground = element.parentElement;
-            while (ground && getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
-            const style = getComputedStyle(element);
-            const canvas = document.createElement("canvas").getContext("2d");
-            for (const layer of [getComputedStyle(ground).backgroundColor, style.backgroundColor]) {
-              canvas.fillStyle = layer; canvas.fillRect(0, 0, 1, 1);
-            }
-            return { text: read(style.color), ground: [...canvas.getImageData(0, 0, 1, 1).data] };
-        }"""
-    )
-    assert contrast(tuple(colours["text"][:3]), tuple(colours["ground"][:3])) > 4.5
-    screenshot(page, "sources")
+    for scheme in ("light", "dark"):
+        page.page.emulate_media(color_scheme=scheme)
+        page.page.wait_for_timeout(300)
+        colours = tokens.nth(int(shares.argmax())).evaluate(
+            """element => {
+                const read = text => { const c = document.createElement("canvas").getContext("2d"); c.fillStyle = text; c.fillRect(0, 0, 1, 1);
+                                       return [...c.getImageData(0, 0, 1, 1).data]; };
+                let ground = element.parentElement;
+                while (ground && getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
+                const style = getComputedStyle(element);
+                const canvas = document.createElement("canvas").getContext("2d");
+                for (const layer of [getComputedStyle(ground).backgroundColor, style.backgroundColor]) {
+                  canvas.fillStyle = layer; canvas.fillRect(0, 0, 1, 1);
+                }
+                return { text: read(style.color), ground: [...canvas.getImageData(0, 0, 1, 1).data] };
+            }"""
+        )
+        assert contrast(tuple(colours["text"][:3]), tuple(colours["ground"][:3])) > 4.5
+    page.shoot("sources")
 
 
 def test_a_cell_that_is_clicked_shows_the_edges_of_its_head(page: ExplorePage, trace: llm_tt.Trace) -> None:
@@ -94,7 +90,7 @@ def test_a_cell_that_is_clicked_shows_the_edges_of_its_head(page: ExplorePage, t
         page.settle()
         flow = llm_tt.propagate(graph).by_head(4)[layer, head]
         expect(page.page.get_by_text(f"L{layer} H{head} carries {flow:.1%} of the flow")).to_be_visible()
-    screenshot(page, "heads-map")
+    page.shoot("heads-map")
     mounts = page.data("mounts")
     page.page.get_by_role("button", name="Show all edges alike").click()
     expect(page.graph).not_to_have_attribute("data-n-highlighted", re.compile(r"\d"))
@@ -107,10 +103,10 @@ def test_a_share_of_the_flow_takes_the_place_of_the_threshold(page: ExplorePage,
     expected = llm_tt.extract_routes_by_mass(trace, mass=0.8)
     expect(page.graph).to_have_attribute("data-n-edges", str(expected.n_edges))
     expect(page.page.get_by_test_id("graph-count")).to_contain_text(f"{expected.n_edges} edges carry 80 % of the flow")
-    page.page.get_by_test_id("stSidebar").get_by_text("95 %").click()
+    page.page.get_by_role("radio", name="95 %").click()
     expect(page.graph).to_have_attribute("data-n-edges", str(llm_tt.extract_routes_by_mass(trace, mass=0.95).n_edges))
     page.settle()
-    screenshot(page, "by-mass")
+    page.shoot("by-mass")
 
 
 def test_the_dialog_says_what_is_not_shown_and_how_well_this_trace_adds_up(page: ExplorePage) -> None:
@@ -120,6 +116,6 @@ def test_the_dialog_says_what_is_not_shown_and_how_well_this_trace_adds_up(page:
     expect(dialog.get_by_text("The parts of every layer add up to what the model computed, at all 15 tokens")).to_be_visible()
     page.settle()
     page.page.wait_for_timeout(300)
-    screenshot(page, "honesty")
+    page.shoot("honesty")
     page.page.keyboard.press("Escape")
     expect(dialog).not_to_be_visible()

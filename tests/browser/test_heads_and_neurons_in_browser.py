@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from explore_page import ExplorePage
 from playwright.sync_api import Browser, Page, expect
-from running_app import SCREENSHOTS, App
+from running_app import App
 
 import llm_tt
 from llm_tt.text import visible
@@ -16,24 +16,16 @@ from llm_tt.text import visible
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 
-@pytest.fixture(params=["light", "dark"])
-def page(request: pytest.FixtureRequest, browser: Browser, app: App) -> Iterator[ExplorePage]:
-    tab = browser.new_page(viewport={"width": 1440, "height": 1300}, color_scheme=request.param)
-    opened = ExplorePage(tab).open(app.url)
-    opened.theme = request.param  # type: ignore[attr-defined]
-    yield opened
+@pytest.fixture
+def page(browser: Browser, app: App) -> Iterator[ExplorePage]:
+    tab = browser.new_page(viewport={"width": 1440, "height": 1300})
+    yield ExplorePage(tab).open(app.url)
     tab.close()
 
 
 @pytest.fixture(scope="module")
 def trace() -> llm_tt.Trace:
     return llm_tt.load_model("demo").trace(PROMPT)
-
-
-def screenshot(page: ExplorePage, name: str) -> None:
-    SCREENSHOTS.mkdir(exist_ok=True)
-    page.page.wait_for_timeout(400)
-    page.page.screenshot(path=SCREENSHOTS / f"{name}-{page.theme}.png")  # type: ignore[attr-defined]
 
 
 def open_tab(page: ExplorePage, name: str) -> None:
@@ -67,7 +59,7 @@ def test_a_heads_row_opens_its_maps_which_can_be_read_and_opened_wide(page: Expl
     page.click({"type": "node", "node": "A2_14"})
     open_tab(page, "Heads")
     expect(page.page.get_by_text("All heads · contribution")).to_be_visible()
-    screenshot(page, "heads-all")
+    page.shoot("heads-all")
     head = int(page.cells(1, 0)[1].split("H")[1])
     started = time.monotonic()
     select_row(page, 1, 1)
@@ -77,14 +69,14 @@ def test_a_heads_row_opens_its_maps_which_can_be_read_and_opened_wide(page: Expl
     source = int(attention[14].argmax())
     said = hover_texts(page.page, 0, source, 14, trace.n_tokens)
     assert said.startswith(f"from {visible(trace.token_texts[source])}{source} to ·to14: {float(attention[14, source]):.3f}")
-    screenshot(page, "head")
+    page.shoot("head")
     page.page.get_by_role("tab", name="Promoted and suppressed").click()
-    screenshot(page, "head-words")
+    page.shoot("head-words")
     page.page.get_by_role("button", name="Full width").click()
     dialog = page.page.get_by_role("dialog")
     expect(dialog.locator(".js-plotly-plot")).to_have_count(2)
     expect(dialog.locator(".js-plotly-plot .xtick text").first).to_be_visible()
-    screenshot(page, "maps-wide")
+    page.shoot("maps-wide")
     page.page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     page.settle()
@@ -99,10 +91,10 @@ def test_a_neurons_row_opens_its_words(page: ExplorePage, trace: llm_tt.Trace) -
     row = llm_tt.neurons_at(trace, 2, 14)
     best = row.contributions.argsort(descending=True)[:5].tolist()
     page.expect_cells(1, 0, [f"neuron {neuron}" for neuron in best])
-    screenshot(page, "neurons")
+    page.shoot("neurons")
     select_row(page, 1, 0)
     expect(page.page.get_by_text(f"neuron {best[0]} · activation")).to_be_visible()
-    screenshot(page, "neuron")
+    page.shoot("neuron")
 
 
 def test_hostile_tokens_in_maps_are_text(page: ExplorePage) -> None:
@@ -117,4 +109,4 @@ def test_hostile_tokens_in_maps_are_text(page: ExplorePage) -> None:
     assert "&lt;" not in said
     assert page.page.locator(".js-plotly-plot a").count() == 0
     assert page.page.title() == "llm-tt"
-    screenshot(page, "heads-hostile")
+    page.shoot("heads-hostile")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from explore_page import ExplorePage
 from playwright.sync_api import Browser, Locator, expect
-from running_app import SCREENSHOTS, App
+from running_app import App
 
 import llm_tt
 from app.markup import probability
@@ -24,9 +24,9 @@ PROMPT = "When Mary and John went to the store, John gave a drink to"
 HOSTILE = "<b>Mary</b> <script>x</script> &lt;i&gt; went"
 
 
-@pytest.fixture(params=["light", "dark"])
-def page(browser: Browser, app: App, request: pytest.FixtureRequest) -> Iterator[ExplorePage]:
-    tab = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme=request.param)
+@pytest.fixture
+def page(browser: Browser, app: App) -> Iterator[ExplorePage]:
+    tab = browser.new_page(viewport={"width": 1440, "height": 900})
     yield opened(ExplorePage(tab).open(app.url))
     tab.close()
 
@@ -70,13 +70,6 @@ def framed(page: ExplorePage) -> Locator:
     return chart(page).locator("g.points path:not([style*='opacity: 0'])")
 
 
-def screenshot(page: ExplorePage, name: str) -> None:
-    SCREENSHOTS.mkdir(exist_ok=True)
-    theme = page.page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'")
-    page.page.wait_for_timeout(300)
-    page.page.screenshot(path=SCREENSHOTS / f"layers-{name}-{theme}.png")
-
-
 def test_cells_say_the_top_tokens_and_a_click_selects_the_node(page: ExplorePage, trace: llm_tt.Trace) -> None:
     grid = llm_tt.lens_grid(trace)
     shape = grid.n_rows, grid.n_tokens
@@ -92,7 +85,7 @@ def test_cells_say_the_top_tokens_and_a_click_selects_the_node(page: ExplorePage
         page.click({"type": "node", "node": "I0_1"})
         expect(page.page.get_by_text("token 1 · layer 0, after the FFN")).to_be_visible()
     click(page, 3, 14, *shape)
-    screenshot(page, "grid")
+    page.shoot("layers-grid")
 
 
 def test_pointing_at_a_cell_tells_its_numbers(page: ExplorePage, trace: llm_tt.Trace) -> None:
@@ -112,7 +105,7 @@ def test_pointing_at_a_cell_tells_its_numbers(page: ExplorePage, trace: llm_tt.T
         f"p = {probability(float(grid.probabilities[2, 7]))}, rank {grid.ranks[2, 7]:,}",
     ):
         assert part in text
-    screenshot(page, "hover")
+    page.shoot("layers-hover")
 
 
 def test_a_typed_token_is_followed_and_what_is_no_token_is_explained(page: ExplorePage, trace: llm_tt.Trace) -> None:
@@ -139,7 +132,7 @@ def test_a_typed_token_is_followed_and_what_is_no_token_is_explained(page: Explo
     page.settle()
     expect(chart(page, 1).get_by_text("rank", exact=True)).to_be_visible()
     chart(page, 1).evaluate("element => element.scrollIntoView({block: 'end'})")
-    screenshot(page, "rank")
+    page.shoot("layers-rank")
 
 
 def test_the_csv_is_the_librarys(page: ExplorePage, trace: llm_tt.Trace, tmp_path: Path) -> None:
@@ -163,7 +156,7 @@ def test_token_text_of_a_prompt_is_never_markup(page: ExplorePage) -> None:
     assert chart(page).locator(".xtick text").all_text_contents() == texts
     assert "<bos>" in texts
     assert page.page.title() == "llm-tt"
-    screenshot(page, "markup")
+    page.shoot("layers-markup")
 
 
 EVIL = (
@@ -215,7 +208,7 @@ def test_a_long_prompt_is_shown_through_a_window(page: ExplorePage) -> None:
     expect(chart(page).locator(".xtick text")).to_have_count(60)
     expect(page.page.get_by_role("slider", name="First token shown")).to_have_value("65")
     chart(page).evaluate("element => element.scrollIntoView({block: 'center'})")
-    screenshot(page, "long")
+    page.shoot("layers-long")
     page.press_slider("First token shown", "Home")
     page.page.wait_for_timeout(500)
     page.settle()

@@ -53,40 +53,47 @@ def scrolled(page: ExplorePage) -> float:
 
 
 @pytest.mark.parametrize("what", ["short", "long", "chat"])
-@pytest.mark.parametrize(("width", "height"), SIZES)
-def test_strip_graph_legend_and_inspector_are_in_view(browser: Browser, app: App, width: int, height: int, what: str) -> None:
-    for scheme in ("light", "dark"):
-        page = open_at(browser, app, width, height, scheme)
-        if what == "long":
-            page.type_prompt(LONG)
-            n_tokens = llm_tt.load_model("demo").prompt(LONG).n_tokens
-            expect(page.graph).to_have_attribute("data-target", str(n_tokens - 1))
-        elif what == "chat":
-            page.page.get_by_role("radio", name="Chat").click()
-            expect(page.graph.locator(".legend")).to_contain_text("user")
-        page.settle()
-        page.click({"type": "node", "node": "A2_2"})
-        inspector = page.page.get_by_text("token 2 · layer 2, after attention")
-        expect(inspector).to_be_visible()
-        shoot(page, f"{what}-{width}-{scheme}")
-        assert scrolled(page) == 0
-        strip, graph, legend = box(page.page.get_by_test_id("sources")), box(page.graph), box(page.graph.locator(".legend"))
-        assert 0 < strip["top"] < strip["bottom"] < graph["top"]
-        assert graph["top"] < legend["top"] < legend["bottom"] <= graph["bottom"] + 1
-        assert legend["bottom"] < height
-        side = box(page.page.locator(".st-key-side"))
-        assert side["top"] < box(inspector)["top"] < side["bottom"] <= height
-        assert graph["right"] < side["left"] < side["right"] <= width
-        # Nothing is wider than the window or its column.
-        assert page.page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.page.get_by_test_id("stMain").evaluate("element => element.scrollWidth - element.clientWidth") <= 0
-        for table in page.page.get_by_test_id("stDataFrame").filter(visible=True).all():
-            assert box(table)["right"] <= side["right"]
-            assert table.locator(".dvn-scroller").evaluate("element => element.scrollWidth - element.clientWidth") <= 0
-        if width == 2560:
-            assert side["right"] - side["left"] < 640
-            assert graph["bottom"] - graph["top"] > 1000
-        page.page.close()
+def test_strip_graph_legend_and_inspector_are_in_view(page: ExplorePage, what: str) -> None:
+    """On every screen, from the smallest to the largest, in both schemes; one page that is resized, since a page takes seconds to load."""
+    if what == "long":
+        page.type_prompt(LONG)
+        n_tokens = llm_tt.load_model("demo").prompt(LONG).n_tokens
+        expect(page.graph).to_have_attribute("data-target", str(n_tokens - 1))
+    elif what == "chat":
+        page.page.get_by_role("radio", name="Chat").click()
+        expect(page.graph.locator(".legend")).to_contain_text("user")
+    page.settle()
+    page.click({"type": "node", "node": "A2_2"})
+    inspector = page.page.get_by_text("token 2 · layer 2, after attention")
+    expect(inspector).to_be_visible()
+    for width, height in SIZES:
+        page.page.set_viewport_size({"width": width, "height": height})
+        for scheme in ("light", "dark"):
+            page.page.emulate_media(color_scheme=scheme)
+            page.page.wait_for_timeout(300)
+            shoot(page, f"{what}-{width}-{scheme}")
+            _everything_fits(page, inspector, width, height)
+    page.page.emulate_media(color_scheme="light")
+
+
+def _everything_fits(page: ExplorePage, inspector: Locator, width: int, height: int) -> None:
+    assert scrolled(page) == 0
+    strip, graph, legend = box(page.page.get_by_test_id("sources")), box(page.graph), box(page.graph.locator(".legend"))
+    assert 0 < strip["top"] < strip["bottom"] < graph["top"]
+    assert graph["top"] < legend["top"] < legend["bottom"] <= graph["bottom"] + 1
+    assert legend["bottom"] < height
+    side = box(page.page.locator(".st-key-side"))
+    assert side["top"] < box(inspector)["top"] < side["bottom"] <= height
+    assert graph["right"] < side["left"] < side["right"] <= width
+    # Nothing is wider than the window or its column.
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.page.get_by_test_id("stMain").evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+    for table in page.page.get_by_test_id("stDataFrame").filter(visible=True).all():
+        assert box(table)["right"] <= side["right"]
+        assert table.locator(".dvn-scroller").evaluate("element => element.scrollWidth - element.clientWidth") <= 0
+    if width == 2560:
+        assert side["right"] - side["left"] < 640
+        assert graph["bottom"] - graph["top"] > 1000
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (1024, 900)])
@@ -94,14 +101,13 @@ def test_prompt_continuation_and_threshold_are_in_view(browser: Browser, app: Ap
     page = open_at(browser, app, width, height)
     sidebar = page.page.get_by_test_id("stSidebar")
     assert box(sidebar)["right"] == pytest.approx(240 if width == 1024 else 300, abs=2)
-    for control in (
-        page.page.get_by_role("textbox", name="Prompt"),
-        page.page.get_by_text("Continuation", exact=True),
-        page.page.get_by_role("slider", name="Threshold"),
-        page.page.get_by_text("Renormalise", exact=True),
-    ):
+    for control in (page.page.get_by_role("textbox", name="Prompt"), page.page.get_by_text("Continuation", exact=True)):
         assert 0 < box(control)["top"] < box(control)["bottom"] < height
         assert box(control)["right"] <= box(sidebar)["right"]
+    for control in (page.page.get_by_role("slider", name="Threshold"), page.page.get_by_text("Renormalise", exact=True)):
+        assert box(sidebar)["right"] < box(control)["left"]
+        assert 0 < box(control)["top"] < box(control)["bottom"] < box(page.page.get_by_test_id("sources"))["top"]
+        assert box(control)["right"] <= box(page.graph)["right"]
     tools = [box(page.page.get_by_role("button", name=name, exact=True)) for name in ("Add", "Memory", "Device")]
     assert len({tool["top"] for tool in tools}) == 1, "the buttons of the model are not in one row"
     page.page.close()
@@ -168,6 +174,9 @@ def test_the_inspector_stays_beside_what_is_scrolled_to(browser: Browser, app: A
     page.page.get_by_text("Table of edges").click()
     page.settle()
     side = page.page.locator(".st-key-side")
+    page.page.get_by_text("Heads at a glance").click()
+    page.settle()
+    page.page.locator(".st-key-heads .js-plotly-plot").first.wait_for()
     page.page.get_by_test_id("stMain").evaluate("element => element.scrollTo(0, 400)")
     page.page.wait_for_timeout(300)
     assert scrolled(page) > 300

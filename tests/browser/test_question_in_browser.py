@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from explore_page import ExplorePage
 from playwright.sync_api import Browser, expect
-from running_app import SCREENSHOTS, App
+from running_app import App
 
 import llm_tt
 
@@ -20,19 +20,12 @@ def trace() -> llm_tt.Trace:
     return llm_tt.load_model("demo").trace(PROMPT)
 
 
-@pytest.fixture(params=["light", "dark"])
-def page(request: pytest.FixtureRequest, browser: Browser, app: App) -> Iterator[ExplorePage]:
-    tab = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme=request.param)
+@pytest.fixture
+def page(browser: Browser, app: App) -> Iterator[ExplorePage]:
+    tab = browser.new_page(viewport={"width": 1440, "height": 900})
     page = ExplorePage(tab).open(app.url)
-    page.scheme = request.param  # type: ignore[attr-defined]
     yield page
     tab.close()
-
-
-def shoot(page: ExplorePage, name: str) -> None:
-    SCREENSHOTS.mkdir(exist_ok=True)
-    page.page.wait_for_timeout(500)
-    page.page.screenshot(path=SCREENSHOTS / f"question-{name}-{page.scheme}.png")  # type: ignore[attr-defined]
 
 
 def choose(page: ExplorePage, label: str, typed: str) -> None:
@@ -58,7 +51,7 @@ def test_a_contrast_colours_the_graph_and_stays_when_the_threshold_moves(page: E
     page.page.get_by_test_id("graph-coloring").select_option("effect")
     expect(page.graph).to_have_attribute("data-coloring", "effect")
     expect(page.page.get_by_test_id("graph-effect-scale")).to_contain_text("logits")
-    shoot(page, "colours")
+    page.shoot("question-colours")
 
     source, last = 3, trace.n_tokens - 1
     edge = max(
@@ -73,7 +66,7 @@ def test_a_contrast_colours_the_graph_and_stays_when_the_threshold_moves(page: E
     number = re.search(r"[+\u2212][\d.]+", told.inner_text())
     assert number is not None
     assert figure(number[0]) == pytest.approx(float(effects.heads[edge.layer, :, edge.source].sum()), abs=6e-3)
-    shoot(page, "hover")
+    page.shoot("question-hover")
 
     page.press_slider("Threshold", "ArrowRight")
     expect(page.graph).to_have_attribute("data-n-edges", str(llm_tt.extract_routes(trace, threshold=0.045).n_edges))
@@ -84,7 +77,7 @@ def test_a_contrast_colours_the_graph_and_stays_when_the_threshold_moves(page: E
 
     page.click({"type": "edge", "key": "attention", "from": source.name, "to": destination.name})
     expect(page.page.get_by_text("direct effect").first).to_be_visible()
-    shoot(page, "edge")
+    page.shoot("question-edge")
 
 
 def test_the_parts_are_a_table(page: ExplorePage, trace: llm_tt.Trace) -> None:
@@ -92,8 +85,8 @@ def test_the_parts_are_a_table(page: ExplorePage, trace: llm_tt.Trace) -> None:
     page.page.get_by_text("Parts for and against").click()
     page.page.wait_for_timeout(400)
     page.expect_cells(1, 0, [part.name for part in (raising + lowering[::-1])[:6]])
-    shoot(page, "parts")
+    page.shoot("question-parts")
     choose(page, "Why", "no such token")
     expect(page.page.get_by_text("Name a single one")).to_be_visible()
     expect(page.page.get_by_test_id("graph-coloring")).to_have_count(0)
-    shoot(page, "refused")
+    page.shoot("question-refused")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from explore_page import ExplorePage
 from playwright.sync_api import Browser, Locator, expect
-from running_app import SCREENSHOTS, App
+from running_app import App
 
 import llm_tt
 from llm_tt.analysis.saliency_report import METHODS, NAMES, QUICK
@@ -21,9 +21,9 @@ PROMPT = "When Mary and John went to the store, John gave a drink to"
 HOSTILE = "<b>Mary</b> <script>x</script> &lt;i&gt; went"
 
 
-@pytest.fixture(params=["light", "dark"])
-def page(browser: Browser, app: App, request: pytest.FixtureRequest) -> Iterator[ExplorePage]:
-    tab = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme=request.param)
+@pytest.fixture
+def page(browser: Browser, app: App) -> Iterator[ExplorePage]:
+    tab = browser.new_page(viewport={"width": 1440, "height": 900})
     yield ExplorePage(tab).open(app.url)
     tab.close()
 
@@ -37,13 +37,6 @@ def opened(page: ExplorePage) -> ExplorePage:
 
 def strip(page: ExplorePage, method: str) -> Locator:
     return page.page.locator(f"[data-testid=saliency] [data-method={method}]")
-
-
-def screenshot(page: ExplorePage, name: str) -> None:
-    SCREENSHOTS.mkdir(exist_ok=True)
-    theme = page.page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'")
-    page.page.wait_for_timeout(500)
-    page.page.screenshot(path=SCREENSHOTS / f"saliency-{name}-{theme}.png")
 
 
 def test_strips_curves_and_file(page: ExplorePage, tmp_path: Path) -> None:
@@ -60,15 +53,15 @@ def test_strips_curves_and_file(page: ExplorePage, tmp_path: Path) -> None:
     chart = page.page.get_by_test_id("stPlotlyChart").first
     assert chart.locator(".legendtext").all_text_contents() == ["8 random orders, mean", *names]
     page.page.get_by_test_id("saliency").evaluate("element => element.scrollIntoView({block: 'start'})")
-    screenshot(page, "quick")
+    page.shoot("saliency-quick")
     page.page.get_by_role("button", name="Run the slow ones").click()
     expect(rows).to_have_count(len(METHODS), timeout=60_000)
     page.settle()
     expect(chart.locator(".legendtext")).to_have_count(1 + len(METHODS))
     chart.evaluate("element => element.scrollIntoView({block: 'center'})")
-    screenshot(page, "curves")
+    page.shoot("saliency-curves")
     page.page.get_by_test_id("saliency").evaluate("element => element.scrollIntoView({block: 'start'})")
-    screenshot(page, "strips")
+    page.shoot("saliency-strips")
     for method in METHODS:
         titles = strip(page, method).locator("[role=listitem]").evaluate_all("spans => spans.map(span => span.title)")
         for title, score in zip(titles, expected.scores(method).tolist(), strict=True):
@@ -99,4 +92,4 @@ def test_words_and_token_text_that_is_markup(page: ExplorePage) -> None:
     page.page.get_by_test_id("stExpander").filter(has_text="Other methods").get_by_role("radio", name="Words").click()
     expect(strip(page, "gradient").get_by_text("·<script>x</script>")).to_be_visible()
     assert page.page.locator("[data-testid=saliency] script, [data-testid=saliency] b, [data-testid=saliency] i").count() == 0
-    screenshot(page, "words")
+    page.shoot("saliency-words")

@@ -27,29 +27,18 @@ EDGE = {"type": "edge", "key": "attention", "from": "I2_2", "to": "A3_14"}
 NO_DIALOG = "window.showSaveFilePicker = undefined"
 
 
-def new_tab(browser: Browser, scheme: str) -> Page:
+def new_tab(browser: Browser) -> Page:
     """In a context of its own: another user, as far as the app can tell."""
-    tab = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=scheme).new_page()  # type: ignore[arg-type]
+    tab = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
     tab.add_init_script(NO_DIALOG)
     return tab
 
 
-@pytest.fixture(params=["light", "dark"])
-def scheme(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture
-def page(browser: Browser, app: App, scheme: str) -> Iterator[ExplorePage]:
-    tab = new_tab(browser, scheme)
+def page(browser: Browser, app: App) -> Iterator[ExplorePage]:
+    tab = new_tab(browser)
     yield ExplorePage(tab).open(app.url)
     tab.context.close()
-
-
-def shoot(page: ExplorePage, name: str, scheme: str) -> None:
-    SCREENSHOTS.mkdir(exist_ok=True)
-    page.page.wait_for_timeout(500)
-    page.page.screenshot(path=SCREENSHOTS / f"sharing-{name}-{scheme}.png")
 
 
 def save(page: ExplorePage, label: str) -> tuple[str, bytes]:
@@ -82,7 +71,7 @@ def same(one: SavedGraph, other: SavedGraph) -> bool:
     ) == (other.graph.token_texts, other.graph.target)
 
 
-def test_a_link_opened_by_another_shows_the_same_graph_and_selection(page: ExplorePage, browser: Browser, scheme: str) -> None:
+def test_a_link_opened_by_another_shows_the_same_graph_and_selection(page: ExplorePage, browser: Browser) -> None:
     tab = page.page
     entries, mounts = tab.evaluate("history.length"), page.data("mounts")
     page.click({"type": "target", "position": 13})
@@ -101,11 +90,11 @@ def test_a_link_opened_by_another_shows_the_same_graph_and_selection(page: Explo
     tab.get_by_role("button", name="Share").click()
     link = tab.get_by_test_id("stCode").inner_text().replace("\n", "")
     assert link == tab.url
-    shoot(page, "link", scheme)
+    page.shoot("sharing-link")
     tab.keyboard.press("Escape")
     mine = saved(page)
 
-    other = new_tab(browser, scheme)
+    other = new_tab(browser)
     theirs = ExplorePage(other).open(link)
     expect(theirs.graph).to_have_attribute("data-target", "13")
     assert selection(theirs) == chosen
@@ -113,7 +102,7 @@ def test_a_link_opened_by_another_shows_the_same_graph_and_selection(page: Explo
     assert same(saved(theirs), mine)
     assert other.url == link
     assert theirs.data("mounts") == 1
-    shoot(theirs, "opened-link", scheme)
+    theirs.shoot("sharing-opened-link")
     other.context.close()
 
 
@@ -121,14 +110,14 @@ def _trace() -> llm_tt.Trace:
     return llm_tt.load_model("demo").trace(PROMPT)
 
 
-def test_a_link_with_odd_text_and_one_that_is_broken(browser: Browser, app: App, scheme: str) -> None:
-    tab = new_tab(browser, scheme)
+def test_a_link_with_odd_text_and_one_that_is_broken(browser: Browser, app: App) -> None:
+    tab = new_tab(browser)
     page = ExplorePage(tab).open(app.url)
     odd = "<script>document.title='owned'</script> & 50% \U0001f600 \u0645\u0631\u062d\u0628\u0627\n#went + to"
     page.type_prompt(odd)
     page.wait_for_graph()
     expect(tab).to_have_url(re.compile("script"))
-    other = new_tab(browser, scheme)
+    other = new_tab(browser)
     theirs = ExplorePage(other).open(tab.url)
     assert other.get_by_role("textbox", name="Prompt").input_value() == odd
     assert other.title() == "llm-tt"
@@ -138,7 +127,7 @@ def test_a_link_with_odd_text_and_one_that_is_broken(browser: Browser, app: App,
     for said in ("not on the menu", "token 77", "A9_9"):
         expect(other.get_by_text(said)).to_be_visible()
     assert theirs.data("target") == 5
-    shoot(theirs, "broken-link", scheme)
+    theirs.shoot("sharing-broken-link")
     other.get_by_role("button", name="Close").click()
     expect(other.get_by_text("not on the menu")).to_have_count(0)
     other.goto(f"{app.url}/?embed=true&utm_source=mail&prompt=The+capital+of+France+is")
@@ -148,11 +137,11 @@ def test_a_link_with_odd_text_and_one_that_is_broken(browser: Browser, app: App,
         one.context.close()
 
 
-def test_a_saved_graph_opened_again_is_identical(page: ExplorePage, scheme: str, tmp_path: Path) -> None:
+def test_a_saved_graph_opened_again_is_identical(page: ExplorePage, tmp_path: Path) -> None:
     tab = page.page
     name, content = save(page, "JSON")
     assert name == "demo_When-Mary-and-John-went-to-the_token14.json"
-    shoot(page, "save", scheme)
+    page.shoot("sharing-save")
     tab.keyboard.press("Escape")
     (tmp_path / name).write_bytes(content)
     mine, edges = from_json(content), page.data("n-edges")
@@ -171,7 +160,7 @@ def test_a_saved_graph_opened_again_is_identical(page: ExplorePage, scheme: str,
     expect(tab.get_by_text("attention edge")).to_be_visible()
     weight = next(edge.weight for edge in mine.graph.edges() if [node.name for node in edge.ends] == [EDGE["from"], EDGE["to"]])
     expect(tab.get_by_text(f"weight {weight:.3f}")).to_be_visible()
-    shoot(page, "opened-graph", scheme)
+    page.shoot("sharing-opened-graph")
 
     tab.get_by_role("button", name="Run this prompt on demo").click()
     expect(tab.get_by_text("A saved graph", exact=True)).to_have_count(0)
@@ -181,10 +170,10 @@ def test_a_saved_graph_opened_again_is_identical(page: ExplorePage, scheme: str,
     assert same(saved(page), mine)
 
 
-def test_the_saved_page_works_without_a_network(page: ExplorePage, browser: Browser, scheme: str, tmp_path: Path) -> None:
+def test_the_saved_page_works_without_a_network(page: ExplorePage, browser: Browser, tmp_path: Path) -> None:
     name, content = save(page, "Page")
     (tmp_path / name).write_bytes(content)
-    context = browser.new_context(offline=True, color_scheme=scheme)  # type: ignore[arg-type]
+    context = browser.new_context(offline=True)
     tab = context.new_page()
     problems: list[str] = []
     tab.on("pageerror", lambda error: problems.append(str(error)))
@@ -197,7 +186,10 @@ def test_the_saved_page_works_without_a_network(page: ExplorePage, browser: Brow
         _network().number_of_edges(),
     ]
     tab.wait_for_timeout(500)
-    tab.screenshot(path=SCREENSHOTS / f"sharing-page-{scheme}.png")
+    for scheme in ("light", "dark"):
+        tab.emulate_media(color_scheme=scheme)
+        tab.wait_for_timeout(300)
+        tab.screenshot(path=SCREENSHOTS / f"sharing-page-{scheme}.png")
     context.close()
     assert problems == []
 
@@ -224,7 +216,7 @@ def test_every_other_file_is_what_it_says(page: ExplorePage) -> None:
     assert {row["token"] for row in rows} >= {" Mary", "<bos>"}, "spaces are spaces"
 
 
-def test_the_table_and_the_graph_select_the_same_edge(page: ExplorePage, scheme: str) -> None:
+def test_the_table_and_the_graph_select_the_same_edge(page: ExplorePage) -> None:
     tab = page.page
     graph = llm_tt.extract_routes(_trace())
     strongest = sorted(graph.edges(), key=lambda edge: -edge.weight)
@@ -249,7 +241,7 @@ def test_the_table_and_the_graph_select_the_same_edge(page: ExplorePage, scheme:
         page.settle()
         assert selection(page) == expected
         expect(tab.get_by_text(f"row {row + 1} is selected")).to_be_visible()
-    shoot(page, "table", scheme)
+    page.shoot("sharing-table")
     tab.get_by_test_id("stMain").evaluate("element => { element.scrollTop = 0; }")
     page.click(EDGE)
     number = 1 + next(index for index, edge in enumerate(strongest) if [node.name for node in edge.ends] == ["I2_2", "A3_14"])

@@ -124,7 +124,7 @@ def test_quick_jobs_do_not_wait_for_long_ones(queue: JobQueue, gate: Gate) -> No
     queue.submit(gate)
     long = queue.submit(lambda progress: "long")
     assert gate.started.wait(PATIENCE)
-    quick = [queue.submit(lambda progress: "quick", is_quick=True) for _ in range(3)]
+    quick = [queue.submit(lambda progress: "quick", line="quick") for _ in range(3)]
     assert all(finished(queue, job).state == "done" for job in quick)
     assert queue.status(long).state == "queued"
     gate.go_on.set()
@@ -134,14 +134,14 @@ def test_quick_jobs_do_not_wait_for_long_ones(queue: JobQueue, gate: Gate) -> No
 def test_each_line_counts_its_own(make_queue: Callable[[int], JobQueue]) -> None:
     queue, gates = make_queue(1), [Gate() for _ in range(4)]
     for gate in gates[:2]:
-        queue.submit(gate, is_quick=True)
+        queue.submit(gate, line="quick")
         assert gate.started.wait(PATIENCE)
     queue.submit(gates[2])
     assert gates[2].started.wait(PATIENCE)
     for _ in range(3):
         queue.submit(gates[3])
-    assert queue.status(queue.submit(gates[3], is_quick=True)).position == 0
-    assert queue.status(queue.submit(gates[3], is_quick=True)).position == 1
+    assert queue.status(queue.submit(gates[3], line="quick")).position == 0
+    assert queue.status(queue.submit(gates[3], line="quick")).position == 1
     for gate in gates:
         gate.go_on.set()
 

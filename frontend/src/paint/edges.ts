@@ -2,7 +2,7 @@
 
 import { edgeEffect, edgeKey, RESIDUAL_TO_A, RESIDUAL_TO_I } from "../graph";
 import { edgeCurve, newCurve, nodeRow } from "../layout";
-import { classWeight, edgeOpacity, edgeWidth, effectShade, weightClass, WEIGHT_CLASSES } from "../scale";
+import { classWeight, DASH, edgeOpacity, edgeWidth, effectShade, weightClass, WEIGHT_CLASSES } from "../scale";
 import type { EdgeKey } from "../selection";
 import { effectColor } from "../theme";
 import { curveToScreen, toGrid, visibleColumns } from "../view";
@@ -41,15 +41,17 @@ export function paintEdges(context: Pen, scene: Scene): PaintedEdges {
   context.lineCap = "butt";
   const scale = strokeScale(scene);
   const strength = scene.graph.highlighted === null ? 1 : DIMMED;
-  for (const { edges: bucket, weight, color, fade } of buckets(scene, edges)) {
+  for (const { edges: bucket, weight, color, fade, isDashed } of buckets(scene, edges)) {
     context.strokeStyle = color;
     context.globalAlpha = strength * fade * edgeOpacity(weight);
     context.lineWidth = edgeWidth(weight) * scale;
+    context.setLineDash(isDashed ? DASH.map((length) => length * scale) : []);
     context.beginPath();
     for (const edge of bucket) tracePath(context, scene, edge);
     context.stroke();
   }
   context.globalAlpha = 1;
+  context.setLineDash([]);
   return { count: edges.length, weakest };
 }
 
@@ -58,6 +60,7 @@ interface Bucket {
   weight: number;
   color: string;
   fade: number;
+  isDashed: boolean;
   order: number;
 }
 
@@ -70,11 +73,15 @@ function buckets(scene: Scene, edges: readonly number[]): Bucket[] {
     const effect = coloring === "effect" ? edgeEffect(graph, edge) : 0;
     const fade = effect === null ? WITHOUT_EFFECT : 1;
     const order = ((effect === null ? 0 : WEIGHT_CLASSES) + rank) * KEYS.length + KEYS.indexOf(edgeKey(graph, edge));
+    const isDashed = (graph.arrays.side?.[edge] ?? 0) !== 0;
     // The shade, -1 to 1, keeps edges of other colours apart without moving them past the next rank.
-    const name = order + effectShade(effect ?? 0, graph.largestEffect) / 4;
+    const name = order + effectShade(effect ?? 0, graph.largestEffect) / 4 + (isDashed ? 0.01 : 0);
     const bucket = found.get(name);
     if (bucket !== undefined) bucket.edges.push(edge);
-    else found.set(name, { edges: [edge], weight: classWeight(rank), color: edgeColor(scene, edge), fade, order });
+    else {
+      const color = edgeColor(scene, edge);
+      found.set(name, { edges: [edge], weight: classWeight(rank), color, fade, isDashed, order });
+    }
   }
   return [...found.values()].sort((a, b) => a.order - b.order);
 }

@@ -1,7 +1,7 @@
 // Paints the legend below a saved picture: on the page, it is HTML.
 
 import { legendCount, legendItems, type LegendItem } from "../legend";
-import { edgeOpacity, edgeWidth, effectShade } from "../scale";
+import { DASH, edgeOpacity, edgeWidth, effectShade } from "../scale";
 import { effectColor } from "../theme";
 import type { Pen } from "./pen";
 import { font, type Scene } from "./scene";
@@ -115,6 +115,11 @@ function paintItem(pen: Pen, scene: Scene, item: LegendItem | string, x: number,
     }
     case "neutral":
       line(x, MARK, effectColor(theme, 0), 3, 0.3);
+      return;
+    case "only":
+      pen.setLineDash([...DASH]);
+      line(x, MARK, theme.text, 3);
+      pen.setLineDash([]);
       return;
     case "role":
       pen.setLineDash(item.role === "continuation" ? [4, 2] : []);

@@ -73,7 +73,7 @@ export function FlowGraph({ graph: given, theme, mounts, onSelect, onTarget }: P
   const [hasFocus, setHasFocus] = useState(false);
   const [query, setQuery] = useState("");
   const [match, setMatch] = useState(-1);
-  const [wanted, setWanted] = useState<Coloring>("contribution");
+  const [wanted, setWanted] = useState<Coloring>(given.header.compared === null ? "contribution" : "effect");
   const [nStrongest, setNStrongest] = useState<number | null>(null);
   const [isHelpOpen, setIsHelpOpen] = useState(false);
   const [note, setNote] = useState<string | null>(null);
@@ -279,6 +279,7 @@ export function FlowGraph({ graph: given, theme, mounts, onSelect, onTarget }: P
         hint={note === null && selection === null ? SHORT_HINT : null}
         coloring={effectOf === null ? null : coloring}
         onColoring={setWanted}
+        isComparison={graph.header.compared !== null}
         query={query}
         nMatches={found.length}
         matchNumber={match + 1}

@@ -2,7 +2,7 @@
 
 import type { Graph } from "../graph";
 import { legendCount, legendItems, type LegendItem } from "../legend";
-import { edgeOpacity, edgeWidth, effectShade, type Coloring } from "../scale";
+import { DASH, edgeOpacity, edgeWidth, effectShade, type Coloring } from "../scale";
 import { effectColor, type Theme } from "../theme";
 
 interface Props {
@@ -86,6 +86,12 @@ function Mark({ item, theme }: { item: LegendItem; theme: Theme }) {
       return (
         <svg width="26" height="12" aria-hidden="true">
           <line x1="0" y1="6" x2="26" y2="6" stroke={effectColor(theme, 0)} strokeWidth="3" opacity="0.3" />
+        </svg>
+      );
+    case "only":
+      return (
+        <svg width="26" height="12" aria-hidden="true">
+          <line x1="0" y1="6" x2="26" y2="6" stroke={theme.text} strokeWidth="3" strokeDasharray={DASH.join(" ")} />
         </svg>
       );
     case "role": {

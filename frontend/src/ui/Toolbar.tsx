@@ -11,6 +11,8 @@ const ZOOM_STEP = 1.4;
 
 const COLORING_HELP =
   "What colours say: the kind of an edge, or its direct effect on the logit in question. Widths say the contribution.";
+const CHANGE_HELP =
+  "What colours say: how an edge's contribution changes from the first graph to the second, or its kind. Widths say the larger contribution.";
 
 interface Props {
   status: string;
@@ -19,6 +21,8 @@ interface Props {
   /** Null when there is no question, and so nothing to choose. */
   coloring: Coloring | null;
   onColoring: (coloring: Coloring) => void;
+  /** Two graphs are shown in one: colours say their difference. */
+  isComparison: boolean;
   query: string;
   nMatches: number;
   /** Which of the matches the view stands at, counted from 1; 0 before Enter. */
@@ -37,7 +41,7 @@ interface Props {
 export function Toolbar(props: Props) {
   const { status, hint, coloring, onColoring, query, nMatches, matchNumber, onQuery, onNextMatch, onZoom, onFit } =
     props;
-  const { hidesFirst, onHideFirst, onSave, onHelp, findBox } = props;
+  const { isComparison, hidesFirst, onHideFirst, onSave, onHelp, findBox } = props;
   const onKeyDown = (event: KeyboardEvent) => {
     if (event.key === "Enter") onNextMatch(event.shiftKey ? -1 : 1);
     else if (event.key === "Escape") onQuery("");
@@ -57,7 +61,7 @@ export function Toolbar(props: Props) {
       </div>
       <div className="controls">
         {coloring !== null && (
-          <label className="coloring" title={COLORING_HELP}>
+          <label className="coloring" title={isComparison ? CHANGE_HELP : COLORING_HELP}>
             colour
             <select
               value={coloring}
@@ -66,8 +70,8 @@ export function Toolbar(props: Props) {
                 onColoring(event.target.value as Coloring);
               }}
             >
-              <option value="contribution">contribution</option>
-              <option value="effect">effect</option>
+              <option value="contribution">{isComparison ? "kind" : "contribution"}</option>
+              <option value="effect">{isComparison ? "change" : "effect"}</option>
             </select>
           </label>
         )}

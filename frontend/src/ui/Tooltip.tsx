@@ -1,12 +1,21 @@
 // What the pointer is on: its name, weight and strongest parts, in a box beside it that covers nothing of it.
 
-import { edgeEffect, edgeHeads, edgeKey, edgeSelection, incomingEdges, type Graph } from "../graph";
+import {
+  edgeContributions,
+  edgeEffect,
+  edgeHeads,
+  edgeKey,
+  edgeSelection,
+  incomingEdges,
+  onlyIn,
+  type Graph,
+} from "../graph";
 import type { Hit } from "../hit";
 import type { Point } from "../layout";
 import { describeNode, edgeTitle, nodeFromId, nodeId, nodeName, type NodeRef } from "../names";
 import { describeRole } from "../roles";
 import { effectShade, type Coloring } from "../scale";
-import { formatEffect, formatWeight, quoteToken } from "../text";
+import { formatContributions, formatEffect, quoteToken } from "../text";
 import { effectColor, type Theme } from "../theme";
 
 const SHOWN_PARTS = 5;
@@ -61,16 +70,17 @@ function EdgeDetails({ graph, theme, coloring, edge }: EdgeDetailsProps) {
       <div className="tooltip-title">
         <span className="swatch" style={{ background: color }} />
         {edgeTitle(edgeSelection(graph, edge))}
-        <span className="tooltip-weight">{formatWeight(graph.arrays.weight[edge])}</span>
+        <span className="tooltip-weight">{formatContributions(edgeContributions(graph, edge))}</span>
       </div>
       <End label="from" graph={graph} id={graph.from[edge]} />
       <End label="to" graph={graph} id={graph.to[edge]} />
       <Effect graph={graph} effect={effect} />
+      <Only graph={graph} edge={edge} />
       {heads.length > 0 && (
         <Parts
           title={heads.length === 1 ? "head" : `${heads.length} heads`}
           color={color}
-          parts={heads.map(({ head, weight }) => ({ name: `head ${head}`, weight }))}
+          parts={heads.map(({ head, weight, contributions }) => ({ name: `head ${head}`, weight, contributions }))}
         />
       )}
     </>
@@ -86,9 +96,32 @@ function End({ label, graph, id }: { label: string; graph: Graph; id: number }) 
   );
 }
 
-/** The direct effect on the logit in question, if there is a question. */
+/** Which of two graphs alone has an edge. */
+function Only({ graph, edge }: { graph: Graph; edge: number }) {
+  const name = onlyIn(graph, edge);
+  return name === null ? null : (
+    <div className="muted" data-testid="graph-tooltip-only">
+      drawn in <bdi>{name}</bdi> only
+    </div>
+  );
+}
+
+/** The direct effect on the logit in question, if there is a question; of two graphs how a contribution changes. */
 function Effect({ graph: { header }, effect }: { graph: Graph; effect: number | null }) {
   if (header.effect_of === null) return null;
+  if (header.compared !== null) {
+    return (
+      <div className="tooltip-effect" data-testid="graph-tooltip-effect">
+        {effect === null ? (
+          <span className="muted">nothing to compare with</span>
+        ) : (
+          <>
+            <span className="muted">change</span> <b>{formatEffect(effect)}</b>
+          </>
+        )}
+      </div>
+    );
+  }
   return (
     <div className="tooltip-effect" data-testid="graph-tooltip-effect">
       <span className="muted">{effect === null ? "no direct effect on " : "direct effect on "}</span>
@@ -112,6 +145,7 @@ function NodeDetails({ graph, theme, node }: { graph: Graph; theme: Theme; node:
     return {
       name: key === "attention" ? token : key === "ffn" ? "FFN" : "residual",
       weight: graph.arrays.weight[edge],
+      contributions: edgeContributions(graph, edge),
       color: theme.edge[key],
     };
   });
@@ -150,6 +184,7 @@ function TargetDetails({ graph, position }: { graph: Graph; position: number }) 
 interface Part {
   name: string;
   weight: number;
+  contributions: readonly (number | null)[];
   color?: string;
 }
 
@@ -167,7 +202,7 @@ function Parts({ title, color, parts }: { title: string; color: string; parts: r
             <td className="part-bar">
               <span style={{ width: `${(100 * part.weight) / most}%`, background: part.color ?? color }} />
             </td>
-            <td className="part-weight">{formatWeight(part.weight)}</td>
+            <td className="part-weight">{formatContributions(part.contributions)}</td>
           </tr>
         ))}
       </tbody>
