@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests" / "browser"))
 
 
 def main() -> None:
-    from running_app import CHROMIUM
+    from running_app import CHROMIUM  # pyright: ignore[reportMissingImports]
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -45,7 +45,7 @@ def main() -> None:
 def _round(config: Path) -> dict[str, tuple[float, float]]:
     """Seconds since the start, and processor seconds of the server, at each stage."""
     from playwright.sync_api import sync_playwright
-    from running_app import CHROMIUM, FLAGS, start_app, stop_app
+    from running_app import CHROMIUM, FLAGS, start_app, stop_app  # pyright: ignore[reportMissingImports]
 
     times: dict[str, tuple[float, float]] = {}
     with sync_playwright() as playwright:
