@@ -4,8 +4,9 @@
 
 The plain forward pass is Hugging Face's own, with SDPA attention and logits of the last token only, which is the least it can cost.
 Peak memory is Linux's figure (VmHWM) for a fresh process with model and libraries loaded, during one run. What was estimated before the run
-stands beside what was measured. Ratios are of medians; the least ratio of a round, in which all take turns, says what a machine with other work would do alone.
-A length whose trace does not fit into this machine's memory, or that the model does not read, is said to be so.
+stands beside what was measured. Ratios are of medians; the least ratio of a round, in which all take turns, is the nearest to what a machine
+without other work shows.
+A length whose trace does not fit into memory, or that the model does not read, is said to be so.
 """
 
 from __future__ import annotations
