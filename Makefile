@@ -44,10 +44,12 @@ frontend: $(VENV)/.app ## build the graph component, if its sources changed
 	@$(BIN)/python hatch_build.py
 
 bench: $(VENV)/.dev ## measure; each benchmark prints ratios from one run
-	$(BIN)/python -m benchmarks.extraction --shape gpt2-small llama-88m --tokens 512 1024 2048
+	$(BIN)/python -m benchmarks.extraction --shape gpt2-small llama-88m --tokens 128 512 1024 2048
+	$(BIN)/python -m benchmarks.extraction --shape llama-88m --tokens 4096 8192 --repeats 1
 	$(BIN)/python -m benchmarks.materialising
 	$(BIN)/python -m benchmarks.latency --tokens 512 2048
 	$(BIN)/python -m benchmarks.loading
+	$(BIN)/python -m benchmarks.startup
 
 families: $(VENV)/.dev ## try every family that can be made tiny; writes docs/families.md (minutes)
 	$(BIN)/python tests/sweep.py

@@ -3,7 +3,9 @@
     python -m benchmarks.extraction [--shape gpt2-small llama-88m] [--tokens 512 1024] [--repeats 7]
 
 The plain forward pass is Hugging Face's own, with SDPA attention and logits of the last token only, which is the least it can cost.
-Peak memory is Linux's figure (VmHWM) for a fresh process with model and libraries loaded, during one run.
+Peak memory is Linux's figure (VmHWM) for a fresh process with model and libraries loaded, during one run. What was estimated before the run
+stands beside what was measured. Ratios are of medians; the least ratio of a round, in which all take turns, says what a machine with other work would do alone.
+A length whose trace does not fit into this machine's memory, or that the model does not read, is said to be so.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from typing import Any
 import torch
 
 from benchmarks import models
+from llm_tt.errors import LlmTtError
 from llm_tt.flow.routes import extract_routes
 from llm_tt.models.bridge import BridgeLlm
+from llm_tt.models.pace import estimate_trace
 from llm_tt.models.transparent_llm import Trace
 
 
@@ -46,11 +50,19 @@ def main() -> None:
 
 
 def _report(shape: str, n_tokens: int, repeats: int, seed: int) -> None:
-    times = _times(shape, n_tokens, repeats, seed)
     print(f"\n{shape}, T = {n_tokens}")
+    try:
+        times = _times(shape, n_tokens, repeats, seed)
+    except LlmTtError as error:
+        print(error)
+        return
     for name, label in (("plain", "plain forward"), ("trace", "trace"), ("routes", "extraction"), ("threshold", "other threshold")):
         print(f"{label:<18}{times[name] * 1000:9.1f} ms   {times[name] / times['plain']:.3f} of the plain forward")
-    print(f"trace + routes                     {(times['trace'] + times['routes']) / times['plain']:.3f} of the plain forward")
+    print(
+        f"trace + routes                     {(times['trace'] + times['routes']) / times['plain']:.3f} of the plain forward, "
+        f"at least {times['least']:.3f}"
+    )
+    print(f"trace as estimated{times['estimated'] * 1000:9.1f} ms   {times['estimated'] / times['trace']:.2f} of the trace")
     print(f"positions reached in a layer: median {times['reached']:.0f}, most {times['most']:.0f}; {times['edges']:.0f} edges")
     peak = {what: _in_fresh_process(what, shape, n_tokens, seed) for what in ("plain", "routes")}
     print(f"peak memory       plain {peak['plain']:.0f} MB, trace and routes {peak['routes']:.0f} MB: {peak['routes'] / peak['plain']:.2f}")
@@ -60,6 +72,8 @@ def _times(shape: str, n_tokens: int, repeats: int, seed: int) -> dict[str, floa
     """Medians over `repeats` rounds in which plain forward, trace and extraction take turns."""
     plain, llm = models.build(shape, "sdpa", seed), _bridge(shape, seed)
     ids = models.prompt(n_tokens, llm.info.d_vocab)
+    llm.prompt(ids)
+    estimated = estimate_trace(llm, n_tokens)
     batch = torch.tensor([ids])
     rounds: dict[str, list[float]] = {"plain": [], "trace": [], "routes": [], "threshold": []}
 
@@ -79,7 +93,13 @@ def _times(shape: str, n_tokens: int, repeats: int, seed: int) -> dict[str, floa
     assert graph is not None
     reached = [len({int(at) for at in graph.destination[graph.layer == layer]}) for layer in range(graph.n_layers)]
     # The first round warms up and does not count.
+    least = min(
+        (trace + routes) / forward
+        for forward, trace, routes in zip(*(rounds[name][1:] for name in ("plain", "trace", "routes")), strict=True)
+    )
     return {name: statistics.median(values[1:]) for name, values in rounds.items()} | {
+        "least": least,
+        "estimated": estimated.seconds,
         "reached": statistics.median(reached),
         "most": max(reached),
         "edges": graph.n_edges,

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
@@ -111,6 +110,8 @@ def _edge(edge: Edge) -> dict[str, Any]:
 
 def to_node_link(graph: FlowGraph, model: str) -> str:
     """networkx's node-link JSON, for `networkx.node_link_graph(json.load(file))`. In JSON the heads of an edge are named by text, as "2"."""
+    import networkx as nx
+
     network = graph.to_networkx()
     network.graph["model"] = model
     return json.dumps(nx.node_link_data(network), ensure_ascii=False, allow_nan=False) + "\n"
@@ -171,6 +172,8 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def to_graphml(graph: FlowGraph, model: str) -> str:
     """GraphML, whose attributes are numbers and text: an edge's heads are JSON text."""
+    import networkx as nx
+
     source = graph.to_networkx()
     result = nx.MultiDiGraph(
         model=_xml_text(model),

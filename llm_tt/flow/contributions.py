@@ -18,6 +18,7 @@ A norm that attention's output passes, its scale frozen, multiplies s; a gate on
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -215,9 +216,9 @@ def scaled_proximity(units: Tensor, scales: Tensor, wholes: Tensor, unit: Tensor
     result = torch.empty_like(scales)
     for start in range(0, len(scales), _ROWS):
         piece = slice(start, start + _ROWS)
-        aligned = units[unit[piece]] * signs[whole[piece]]
-        aligned *= scales[piece, None]
-        result[piece] = torch.minimum(aligned, limits[whole[piece]] - aligned).sum(-1)
+        at = whole[piece]
+        aligned = units.index_select(0, unit[piece]).mul_(signs.index_select(0, at)).mul_(scales[piece, None])
+        result[piece] = torch.minimum(aligned, limits.index_select(0, at).sub_(aligned)).sum(-1)
     return result.clamp_min_(0)
 
 
@@ -254,8 +255,8 @@ def _strong(edges: Tensor) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.fl
     flat = edges.reshape(len(edges), -1).numpy()
     row, where = np.divmod(np.flatnonzero(flat > np.float32(_STRONG)), flat.shape[1])
     found = flat[row, where]
-    starts = np.searchsorted(row, np.arange(1, len(flat)))
-    return [(at.copy(), values.copy()) for at, values in zip(np.split(where, starts), np.split(found, starts), strict=True)]
+    ends = np.searchsorted(row, np.arange(len(flat) + 1)).tolist()
+    return [(where[start:end].copy(), found[start:end].copy()) for start, end in itertools.pairwise(ends)]
 
 
 class ContributionTable:
@@ -431,7 +432,7 @@ def _edge_proximities(
         per_head = (pairs % n_sources).split(torch.bincount(pairs // n_sources, minlength=last - first).tolist())
         n_shared = n_heads // n_groups
         units = torch.cat([values[i // n_shared, sources] @ weight[i] for i, sources in enumerate(per_head, first)])
-        result[h, p, j] = _open_proximities(units, alpha[h, p, j], result[h, p, j], whole, unit, p, factors, n_larger[here], small.columns)
+        result[h, p, j] = _open_proximities(units, alpha[h, p, j], result[h, p, j], whole, unit, p, factors, n_larger[here], small)
     return result.permute(1, 2, 0)
 
 
@@ -445,11 +446,13 @@ class _SmallEntries:
     """[P, m + 1] of the first 0, 1, ... sizes"""
     columns: Tensor
     """[P, m]: where they are"""
+    signs: Tensor
+    """[P, m] of the entries there"""
 
     @classmethod
     def of(cls, whole: Tensor) -> _SmallEntries:
         sizes, columns = whole.abs().topk(min(_SMALL_ENTRIES, whole.shape[-1]), largest=False)
-        return cls(sizes, torch.nn.functional.pad(sizes.cumsum(-1), (1, 0)), columns)
+        return cls(sizes, torch.nn.functional.pad(sizes.cumsum(-1), (1, 0)), columns, _signs(whole.gather(-1, columns)))
 
     def overshoot(self, position: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
         """How far a part's upper bound may be from its proximity, and how many entries of the whole may be smaller than the part's there.
@@ -477,25 +480,27 @@ def _open_proximities(
     whole: Tensor,
     factors: Tensor | None,
     n_larger: Tensor,
-    columns: Tensor,
+    small: _SmallEntries,
 ) -> Tensor:
-    """[N]: as `scaled_proximity`, given the upper bounds and how many of the whole's smallest entries, at `columns`, may be smaller than the part's.
+    """[N]: as `scaled_proximity`, given the upper bounds and how many of the whole's smallest entries may be smaller than the part's.
 
     Where these are few, what the bound overshoots is summed over them alone: upper - 2 sum_k max(0, s_k p_k - |x_k|).
     """
     result = torch.empty_like(scales)
-    n_most = columns.shape[-1] if units.shape[-1] > _SMALL_ENTRIES else 0
+    width = units.shape[-1]
+    n_most = small.columns.shape[-1] if width > _SMALL_ENTRIES else 0
     few = n_larger < n_most
     for n_columns in (_FEW_ENTRIES, n_most):
         chosen = (few & (n_larger <= n_columns)).nonzero()[:, 0]
         few[chosen] = False
-        for rows in chosen.split(max(1, _ROWS * units.shape[-1] // max(n_columns, 1))):
-            at, where = whole[rows], columns[whole[rows], :n_columns]
-            whole_there = wholes[at[:, None], where]
-            parts = units[unit[rows, None], where] * scales[rows, None]
-            if factors is not None:
-                parts *= factors[at[:, None], where]
-            beyond = (parts * _signs(whole_there) - whole_there.abs()).clamp_(min=0).sum(-1)
+        columns, sizes, signs = (tensor[:, :n_columns].contiguous() for tensor in (small.columns, small.sizes, small.signs))
+        if factors is not None:
+            signs = signs * factors.gather(-1, columns)
+        for rows in chosen.split(max(1, _ROWS * width // max(n_columns, 1))):
+            at = whole[rows]
+            parts = units.take(columns.index_select(0, at).add_(unit[rows, None], alpha=width))
+            aligned = parts.mul_(signs.index_select(0, at)).mul_(scales[rows, None])
+            beyond = aligned.sub_(sizes.index_select(0, at)).clamp_(min=0).sum(-1)
             result[rows] = (upper[rows] - 2 * beyond).clamp_(min=0)
     rest = (n_larger >= n_most).nonzero()[:, 0]
     result[rest] = scaled_proximity(units, scales[rest], wholes, unit[rest], whole[rest], factors)

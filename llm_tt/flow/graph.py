@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
 from llm_tt.errors import RequestError
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 DEFAULT_THRESHOLD = 0.04
 
@@ -172,6 +174,9 @@ class FlowGraph:
 
         Nodes carry `kind`, `layer`, `position` and the token's `text`; the graph target, threshold, renormalized and, if it has one, mass.
         """
+        # Slow to import, and a page that shows a graph needs none of it.
+        import networkx as nx
+
         graph = nx.MultiDiGraph(
             target=self.target,
             threshold=self.threshold,
