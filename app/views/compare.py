@@ -18,9 +18,6 @@ _STYLE = """<style>
 .st-key-compare_strongest button { min-height: 1.8rem; text-align: left; }
 .st-key-compare_pruning { gap: 0.5rem 1.25rem; }
 .st-key-compare_pruning .st-key-compare_threshold { min-width: 7rem; flex: 1 1 7rem; }
-/* Below the menu of the pages. */
-[data-testid="stMainBlockContainer"] { padding-top: 4.25rem; }
-.st-key-side { top: 4.25rem; max-height: calc(100vh - 5rem); }
 @media (max-width: 1200px) {
   .st-key-compare_mode button { padding-inline: 0.4rem; }
   .st-key-compare_pruning { gap: 0.4rem 0.6rem; }
