@@ -8,10 +8,10 @@ from typing import Any
 
 import streamlit as st
 
-from app import link
+from app import kept, link
 from app.link import Selected, View
 from app.markup import escaped
-from app.panels import continuation, graph, pruning, question, sidebar
+from app.panels import continuation, graph, normalize, pruning, question, sidebar
 from app.panels.sidebar import Choices
 from app.session import Conversation, Service
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
@@ -52,11 +52,11 @@ def open_link(service: Service) -> None:
 
 def apply(service: Service, view: View, problems: tuple[str, ...] = ()) -> None:
     """Make the page show a view, as far as this server can; what it cannot is said by `show_notes`. In a callback, or before all else."""
-    notes = [*problems, *sidebar.restore(service, view), *pruning.restore(view)]
+    notes = [*problems, *sidebar.restore(service, view), *pruning.EXPLORE.restore(view)]
     if view.continuation and isinstance(view.prompt, str | tuple):
         continuation.restore(view.prompt, view.continuation)
     question.choose(view.token, view.contrast)
-    st.session_state.normalize = view.normalize
+    kept.put(normalize.INSPECTOR, view.normalize)
     if view.target is not None or view.selected is not None or isinstance(view.prompt, tuple):
         st.session_state.link_waiting = _Waiting(view.prompt, view.target, view.selected)
         # The same prompt may be there already, and then it is no new one.
@@ -71,10 +71,10 @@ def keep(shown: View) -> None:
 
 def come_back(service: Service) -> None:
     """Show again what was kept last, before anything is drawn."""
-    kept: View | None = st.session_state.get("view_kept")
-    if kept is not None:
+    last: View | None = st.session_state.get("view_kept")
+    if last is not None:
         graph.forget_position()
-        apply(service, kept)
+        apply(service, last)
 
 
 def take_position(trace: TraceKey) -> None:
@@ -139,7 +139,7 @@ def _forget_notes() -> None:
 def view(choices: Choices) -> View:
     """What is shown now."""
     token, contrast = question.chosen(question.TOKEN), question.chosen(question.CONTRAST)
-    extent = pruning.chosen()
+    extent = pruning.EXPLORE.chosen()
     return View(
         model=None if choices.model is None else choices.model.name,
         device="auto" if choices.model is None else choices.model.device,
@@ -153,7 +153,7 @@ def view(choices: Choices) -> View:
         selected=Selected.of(st.session_state.get("selection")),
         token=token,
         contrast=contrast,
-        normalize=st.session_state.get("normalize", True),
+        normalize=kept.held(normalize.INSPECTOR, True),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a user chose or typed, kept under another name: Streamlit forgets the state of a widget that is not drawn, as on another page."""
+"""What a user chose or typed, kept through runs that do not draw the widget, as while another page is shown: Streamlit forgets it."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from typing import Any
 import streamlit as st
 
 
-def restore(key: str, default: Any, among: Sequence[Any] | None = None) -> None:
-    """Give a widget, before it is drawn, the value that was kept, or its default; `among` are all that it can have."""
-    value = st.session_state.get(key, value_of(key, default))
+def hold(key: str, default: Any, among: Sequence[Any] | None = None) -> None:
+    """Give a widget, right before it is drawn, what it held, or its default; it gets no value of its own.
+
+    among: all that it can have.
+    """
+    value = held(key, default)
     if among is not None and value not in among:
         value = default
     st.session_state[key] = value
 
 
-def keep(key: str) -> Any:
-    """Remember the value of a widget that was drawn, and give it."""
-    st.session_state[_name(key)] = st.session_state[key]
-    return st.session_state[key]
+def held(key: str, default: Any = None) -> Any:
+    """What a widget holds, drawn or not."""
+    kept: dict[str, Any] = st.session_state.setdefault("kept", {})
+    if key in st.session_state:
+        kept[key] = st.session_state[key]
+    return kept.get(key, default)
 
 
-def value_of(key: str, default: Any) -> Any:
-    """What is remembered of a widget, drawn or not."""
-    return st.session_state.get(_name(key), default)
+def put(key: str, value: Any) -> None:
+    """Let a widget hold this when it is drawn next. In a callback, or before it is drawn."""
+    st.session_state.setdefault("kept", {})[key] = value
+    st.session_state.pop(key, None)
 
 
 def forget(key: str) -> None:
-    for name in (key, _name(key)):
-        st.session_state.pop(name, None)
-
-
-def _name(key: str) -> str:
-    return f"{key}_kept"
+    """Let a widget hold its default when it is drawn next."""
+    st.session_state.setdefault("kept", {}).pop(key, None)
+    st.session_state.pop(key, None)

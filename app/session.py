@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import streamlit as st
 
@@ -313,30 +313,6 @@ def has_chat_template(service: Service, model: ModelKey) -> bool:
 def expect_chat_template() -> None:
     """Take the next model for one with a chat template until it is loaded: a conversation came with a link."""
     st.session_state.chat_expected = True
-
-
-def hold(key: str, default: Any) -> None:
-    """Let a widget keep its value through runs in which it is not drawn, as while another page is shown: Streamlit forgets it.
-
-    Call it right before the widget is drawn, and give the widget no value of its own: what is set in a run that does not draw it comes back later.
-    """
-    value = held(key, default)
-    if key not in st.session_state:
-        st.session_state[key] = value
-
-
-def held(key: str, default: Any) -> Any:
-    """What a widget holds, drawn or not."""
-    kept: dict[str, Any] = _state("held", dict)
-    if key in st.session_state:
-        kept[key] = st.session_state[key]
-    return kept.setdefault(key, default)
-
-
-def put(key: str, value: Any) -> None:
-    """Let a widget hold this when it is drawn next. In a callback, or before it is drawn."""
-    _state("held", dict)[key] = value
-    st.session_state.pop(key, None)
 
 
 def _state(name: str, make: Callable[[], _A]) -> _A:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from app import session
+from app import kept, session
 from app.markup import escaped
 from app.panels import compare_sidebar, continuation, difference
 from app.session import ContinuingConversation, Service
@@ -27,7 +27,7 @@ _MARKS = ("light-dark(#d55e00,#ff9a4d)", "light-dark(#0072b2,#56b4e9)")
 def show(service: Service, keys: tuple[TraceKey, TraceKey], names: tuple[str, str], has_one_tokenizer: bool) -> None:
     """Generate greedily on both sides; nothing is asked before the button is pressed. Both may then be compared along one of the answers."""
     sides = replace(keys[0], continuation=()), replace(keys[1], continuation=())
-    session.hold(_NUMBER, 20)
+    kept.hold(_NUMBER, 20)
     conversations = session.compared_answers()
     current = [_is_about(conversation, key) for conversation, key in zip(conversations, sides, strict=True)]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):

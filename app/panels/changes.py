@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app import session
+from app import kept
 from app.markup import plotly_text
 from app.panels import csv_file, difference, token_tables
 from llm_tt.analysis.comparison import Comparison, Floats
@@ -213,7 +213,7 @@ def text_figure(compared: Comparison, names: tuple[str, str]) -> go.Figure:
 
 def parts(compared: Comparison, names: tuple[str, str]) -> None:
     """Layers x heads and FFN blocks by one measure, as a map to be clicked and as a table to be sorted."""
-    session.hold("compare_measure", "Direct effect")
+    kept.hold("compare_measure", "Direct effect")
     measure = st.segmented_control(
         "By",
         list(_MEASURES),
@@ -407,7 +407,7 @@ def drift(compared: Comparison) -> None:
     if np.isnan(compared.cosine).all():
         st.info("The two models' residual streams are of different widths: they cannot be compared.", icon=":material/info:")
         return
-    session.hold("compare_drift", "Direction")
+    kept.hold("compare_drift", "Direction")
     kind = st.segmented_control(
         "What",
         ["Direction", "Length"],

@@ -9,7 +9,7 @@ from typing import get_args
 
 import streamlit as st
 
-from app import colours
+from app import colours, kept
 from app.markup import escaped
 from app.session import Service
 from llm_tt.engine.messages import Explanation
@@ -80,17 +80,14 @@ def restore_turns(service: Service, messages: tuple[ChatMessage, ...], prefix: s
         return None
     boxes = {f"{prefix}system_turn": system, **{f"{prefix}turn_{index}": message.content for index, message in enumerate(rest[1:])}}
     for key, content in boxes.items():
-        st.session_state[key] = st.session_state[f"{key}_kept"] = content
+        kept.put(key, content)
     st.session_state[f"{prefix}n_turns"] = len(rest) - 1
     return rest[0].content
 
 
 def _box(label: str, key: str, note: str) -> str:
-    # Kept under another name: a box that is not drawn for a while, as in a text prompt, loses what was written into it.
-    st.session_state.setdefault(key, st.session_state.get(f"{key}_kept", ""))
-    text = st.text_area(label, key=key, height=_HEIGHT, help=note)
-    st.session_state[f"{key}_kept"] = text
-    return text
+    kept.hold(key, "")
+    return st.text_area(label, key=key, height=_HEIGHT, help=note)
 
 
 def _change(by: int, prefix: str) -> None:

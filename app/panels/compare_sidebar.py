@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from app import session
-from app.panels import chat
+from app import kept
+from app.panels import chat, pruning
+from app.panels.pruning import Pruning
 from app.session import Service
 from llm_tt.analysis.alignment import ABSENT
 from llm_tt.analysis.comparison import Comparison
 from llm_tt.demo import DATA_DIR
 from llm_tt.engine.messages import CompareTraces, ModelKey, TraceKey
 from llm_tt.errors import ConfigError
-from llm_tt.flow.graph import DEFAULT_THRESHOLD
 from llm_tt.models.places import cleaned
 from llm_tt.text import ChatMessage, visible
 
@@ -27,8 +27,6 @@ Prompt = str | tuple[ChatMessage, ...]
 _SIDES: tuple[Side, Side] = ("first", "second")
 MODELS, PROMPTS, BOTH = "Models", "Prompts", "Both"
 TEXT, CHAT = "Text", "Chat"
-_BY_THRESHOLD, _BY_MASS = "Threshold", "Share of flow"
-_MASSES = [0.8, 0.9, 0.95]
 _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 _HEIGHT = 110
 _N_PLANTED = 3
@@ -50,9 +48,7 @@ class Choices:
 
     sides: tuple[TraceKey | None, TraceKey | None]
     names: tuple[str, str]
-    threshold: float
-    mass: float | None
-    renormalize: bool
+    pruning: Pruning
     token: int | str | None
     contrast: int | str | None
 
@@ -69,9 +65,9 @@ class Choices:
             other,
             token=self.token,
             contrast=self.contrast,
-            threshold=self.threshold,
-            mass=self.mass,
-            renormalize=self.renormalize,
+            threshold=self.pruning.threshold,
+            mass=self.pruning.mass,
+            renormalize=self.pruning.renormalize,
         )
 
 
@@ -108,7 +104,7 @@ def show(service: Service, last: Comparison | None) -> Choices:
     with st.sidebar:
         st.markdown("### llm-tt", width="content")
         with st.container(key="choices"):
-            session.hold("compare_mode", defaults["compare_mode"])
+            kept.hold("compare_mode", defaults["compare_mode"])
             mode = st.segmented_control(
                 "Compare",
                 [MODELS, PROMPTS, BOTH],
@@ -130,35 +126,32 @@ def show(service: Service, last: Comparison | None) -> Choices:
         names = ("prompt 1", "prompt 2")
     else:
         names = models[0].name, models[1].name
-    # Of controls that stand above the graph and may not be drawn yet.
-    mass = session.held("compare_mass", _MASSES[0]) if session.held("compare_keep", _BY_THRESHOLD) == _BY_MASS else None
-    threshold = DEFAULT_THRESHOLD if mass is not None else session.held("compare_threshold", DEFAULT_THRESHOLD)
-    return Choices((keys[0], keys[1]), names, threshold, mass, session.held("compare_renormalize", False), token, contrast)
+    return Choices((keys[0], keys[1]), names, pruning.COMPARE.chosen(), token, contrast)
 
 
 def choose(service: Service, first: TraceKey, second: TraceKey) -> list[str]:
     """Put two sides into the sidebar, before it is drawn; sentences on what has no place there."""
     problems: list[str] = []
     same_model, same_prompt = first.model.name == second.model.name, first.prompt == second.prompt
-    session.put("compare_mode", PROMPTS if same_model else MODELS if same_prompt else BOTH)
-    session.put("compare_device", first.model.device)
-    session.put("compare_dtype", first.model.dtype)
+    kept.put("compare_mode", PROMPTS if same_model else MODELS if same_prompt else BOTH)
+    kept.put("compare_device", first.model.device)
+    kept.put("compare_dtype", first.model.dtype)
     is_chat = [not isinstance(key.prompt, str) for key in (first, second)]
-    session.put("compare_form", CHAT if any(is_chat) else TEXT)
+    kept.put("compare_form", CHAT if any(is_chat) else TEXT)
     if is_chat[0] != is_chat[1]:
         problems.append("One prompt is a text and the other a conversation; both are compared as conversations.")
     for side, key in zip(_SIDES, (first, second), strict=True):
-        session.put(f"compare_model_{side}", key.model.name)
+        kept.put(f"compare_model_{side}", key.model.name)
         text = key.prompt if isinstance(key.prompt, str) else chat.restore_turns(service, key.prompt, _prefix(side))
         if text is None:
             problems.append(
                 f"The {side} conversation does not alternate between user and assistant, ending with the user; it was left out."
             )
         else:
-            session.put(f"compare_prompt_{side}", text)
+            kept.put(f"compare_prompt_{side}", text)
         st.session_state[f"compare_continued_{side}"] = (key.model.name, key.prompt, key.continuation)
     for name in ("compare_token", "compare_contrast"):
-        session.put(name, None)
+        kept.put(name, None)
     st.session_state.pop("compare_example", None)
     return problems
 
@@ -222,17 +215,16 @@ def _take_example() -> None:
     example: Example | None = st.session_state.compare_example
     if example is None:
         return
-    session.put("compare_form", example.form)
+    kept.put("compare_form", example.form)
     first, second = example.prompts
-    session.put("compare_prompt_first", first)
+    kept.put("compare_prompt_first", first)
     if example.mode:
-        session.put("compare_mode", example.mode)
+        kept.put("compare_mode", example.mode)
     if example.mode == PROMPTS:
-        session.put("compare_prompt_second", second)
+        kept.put("compare_prompt_second", second)
     for side in _SIDES:
         st.session_state[f"{_prefix(side)}n_turns"] = 0
-        for name in (f"{_prefix(side)}system_turn", f"{_prefix(side)}system_turn_kept"):
-            st.session_state[name] = ""
+        kept.put(f"{_prefix(side)}system_turn", "")
 
 
 def _models(service: Service, defaults: Mapping[str, Any], two: bool) -> tuple[ModelKey | None, ModelKey | None]:
@@ -241,12 +233,12 @@ def _models(service: Service, defaults: Mapping[str, Any], two: bool) -> tuple[M
     with st.popover("Device", help="Where both models run and in which number format."):
         devices = service.engine.devices()
         if len(devices) > 2:
-            session.hold("compare_device", "auto")
+            kept.hold("compare_device", "auto")
             device = st.selectbox("Device", devices, key="compare_device", help='"auto" takes a GPU where there is one.')
         else:
             device = "auto"
             st.caption("This machine has one device, the CPU.")
-        session.hold("compare_dtype", "auto")
+        kept.hold("compare_dtype", "auto")
         dtype = st.selectbox(
             "Precision",
             _PRECISIONS,
@@ -260,7 +252,7 @@ def _models(service: Service, defaults: Mapping[str, Any], two: bool) -> tuple[M
 
 def _model(service: Service, defaults: Mapping[str, Any], side: Side, label: str) -> str:
     key = f"compare_model_{side}"
-    session.hold(key, defaults[key])
+    kept.hold(key, defaults[key])
     may_add = service.config.models_may_be_added
     options = list(service.engine.model_names())
     chosen = st.session_state.get(key)
@@ -282,7 +274,7 @@ def _prompts(
     service: Service, defaults: Mapping[str, Any], models: tuple[ModelKey | None, ModelKey | None], two: bool
 ) -> tuple[Prompt, Prompt]:
     lacking = [model.name for model in dict.fromkeys(models) if model is not None and _lacks_template(service, model)]
-    session.hold("compare_form", defaults["compare_form"])
+    kept.hold("compare_form", defaults["compare_form"])
     if lacking and st.session_state.compare_form == CHAT:
         st.caption(f"{' and '.join(lacking)} has no chat template: the first message is compared as a text.")
     form = st.segmented_control(
@@ -309,7 +301,7 @@ def _prompt(service: Service, defaults: Mapping[str, Any], side: Side, label: st
     config = service.config
 
     def box(name: str, note: str) -> str:
-        session.hold(f"compare_prompt_{side}", defaults[f"compare_prompt_{side}"])
+        kept.hold(f"compare_prompt_{side}", defaults[f"compare_prompt_{side}"])
         return st.text_area(
             name,
             key=f"compare_prompt_{side}",
@@ -342,51 +334,6 @@ def _continuation(side: Side, model: ModelKey, prompt: Prompt) -> tuple[int, ...
     return kept[2] if kept is not None and kept[:2] == (model.name, prompt) else ()
 
 
-def pruning() -> None:
-    """How much of both graphs, in a row above them: edges above a threshold, or as few as carry a share of the flow; renormalised or not."""
-    with st.container(horizontal=True, vertical_alignment="center", key="compare_pruning"):
-        session.hold("compare_keep", _BY_THRESHOLD)
-        keep = st.segmented_control(
-            "Keep",
-            [_BY_THRESHOLD, _BY_MASS],
-            key="compare_keep",
-            required=True,
-            label_visibility="collapsed",
-            help="Which edges each of the two graphs has: those that contribute more than a threshold to their node; or as few as carry a share of "
-            "the whole flow.",
-        )
-        if keep == _BY_MASS:
-            session.hold("compare_mass", _MASSES[0])
-            st.segmented_control(
-                "Share of the flow",
-                _MASSES,
-                key="compare_mass",
-                required=True,
-                label_visibility="collapsed",
-                format_func=lambda mass: f"{mass:.0%}".replace("%", " %"),
-                help="Each graph is made of the edges with the largest flow, as few as carry this share to the tokens.",
-            )
-        else:
-            session.hold("compare_threshold", DEFAULT_THRESHOLD)
-            st.slider(
-                "Threshold",
-                min_value=0.01,
-                max_value=0.1,
-                step=0.005,
-                format="%.3f",
-                key="compare_threshold",
-                label_visibility="collapsed",
-                help="An edge is drawn when it contributes more than this share to its node, in one of the two at least. Lower shows more edges.",
-            )
-        session.hold("compare_renormalize", False)
-        st.toggle(
-            "Renormalise",
-            key="compare_renormalize",
-            help="Divide the contributions that were kept at a node by their sum, for the flow through heads and blocks. Changes of edges are "
-            "those of contributions as they are, either way.",
-        )
-
-
 def _question(last: Comparison | None) -> tuple[int | str | None, int | str | None]:
     """The tokens that direct effects are on. They stand here so that a mistyped one can be mended whatever the page shows."""
     left, right = st.columns(2, gap="small")
@@ -400,7 +347,7 @@ def _question(last: Comparison | None) -> tuple[int | str | None, int | str | No
 def _token(last: Comparison | None, key: str, label: str, placeholder: str) -> int | str | None:
     ids = {} if last is None else {visible(text): int(ids[0]) for text, ids in zip(last.choices.texts, last.choices.token_ids, strict=True)}
     options = list(ids)
-    session.hold(key, None)
+    kept.hold(key, None)
     chosen: str | None = st.session_state[key]
     if chosen is not None and chosen not in options:
         options.append(chosen)

@@ -71,7 +71,7 @@ def choose_side(evaluation: Evaluation) -> int:
     if len(evaluation.sides) == 1:
         return 0
     places = list(range(len(evaluation.sides)))
-    kept.restore(_SIDE, _worst(evaluation), places)
+    kept.hold(_SIDE, _worst(evaluation), places)
     if len(places) <= _MOST_TABS:
         st.segmented_control(
             "Details of",
@@ -87,7 +87,7 @@ def choose_side(evaluation: Evaluation) -> int:
         st.selectbox(
             "Details of", places, key=_SIDE, format_func=lambda place: evaluation.names[place], on_change=_forget_cell, help=_OF_WHICH
         )
-    return kept.keep(_SIDE)
+    return kept.held(_SIDE)
 
 
 def _forget_cell() -> None:
@@ -197,7 +197,7 @@ def _take_cell(report: EvaluationReport) -> None:
 
 def numbers(evaluation: Evaluation, report: EvaluationReport, cell: Cell | None) -> tuple[str, tuple[int, ...]]:
     """Which rows are listed: a title and their numbers."""
-    if evaluation.comparison is not None and kept.value_of(_DIFFERING, False):
+    if evaluation.comparison is not None and kept.held(_DIFFERING, False):
         found = evaluation.comparison.differing
         return f"{len(found)} rows answered differently", found
     if cell is None:
@@ -213,13 +213,12 @@ def rows(service: Service, evaluation: Evaluation, place: int, cell: Cell | None
     with st.container(horizontal=True, vertical_alignment="center"):
         heading = st.empty()
         if evaluation.comparison is not None:
-            kept.restore(_DIFFERING, False)
+            kept.hold(_DIFFERING, False)
             st.toggle(
                 f"Rows answered differently ({len(evaluation.comparison.differing)})",
                 key=_DIFFERING,
                 help="List the rows on which any two differ, in place of those of the cell.",
             )
-            kept.keep(_DIFFERING)
     title, found = numbers(evaluation, report, cell)
     heading.markdown(f"**{escaped(title)}**" + (f" · the first {_SHOWN} are listed" if len(found) > _SHOWN else ""))
     if not found:

@@ -135,7 +135,7 @@ def _models(service: Service) -> tuple[ModelKey, ...]:
     first = shown.model.name if shown is not None else service.config.default_model
     one, two = st.columns(2)
     with one:
-        kept.restore("evaluate_model", first if first in names else (names[0] if names else None), names)
+        kept.hold("evaluate_model", first if first in names else (names[0] if names else None), names)
         name = st.selectbox(
             "Model",
             names,
@@ -143,10 +143,9 @@ def _models(service: Service) -> tuple[ModelKey, ...]:
             placeholder="Choose a model",
             help="The models of the menu. Others, and adapters, are added on the page Explore.",
         )
-        kept.keep("evaluate_model")
     with two:
         others = [other for other in names if other != name]
-        kept.restore("evaluate_second", None, [None, *others])
+        kept.hold("evaluate_second", None, [None, *others])
         second = st.selectbox(
             "Against",
             others,
@@ -155,7 +154,6 @@ def _models(service: Service) -> tuple[ModelKey, ...]:
             placeholder="none",
             help="A second model on the same rows, as the base of a tuned one: both in one table, the rows on which they differ, and McNemar's test.",
         )
-        kept.keep("evaluate_second")
     return tuple(ModelKey(chosen) for chosen in (name, second) if chosen)
 
 
@@ -166,7 +164,7 @@ def _source(service: Service) -> DataSource | None:
     ]
     place, rows = "set", st.container()
     if len(places) > 1:
-        kept.restore("evaluate_place", "set", places)
+        kept.hold("evaluate_place", "set", places)
         st.segmented_control(
             "Data",
             places,
@@ -176,10 +174,10 @@ def _source(service: Service) -> DataSource | None:
             width="stretch",
             help="Sets that this server offers, a file of yours, or a file or folder of the machine that the app runs on.",
         )
-        place, rows = kept.keep("evaluate_place"), st.container()
+        place, rows = kept.held("evaluate_place"), st.container()
     with rows:
         source = {"set": _prepared, "upload": _upload, "path": _path}[place](service)
-    kept.restore("evaluate_limit", None)
+    kept.hold("evaluate_limit", None)
     st.number_input(
         "Rows at most",
         1,
@@ -189,13 +187,13 @@ def _source(service: Service) -> DataSource | None:
         placeholder="all",
         help="Only the first so many rows are read: for a first look at a large data set. What was answered is kept, so that all of it can follow.",
     )
-    limit = kept.keep("evaluate_limit")
+    limit = kept.held("evaluate_limit")
     return None if source is None else DataSource(source.kind, source.name, source.content, None if limit is None else int(limit))
 
 
 def _prepared(service: Service) -> DataSource | None:
     names = list(service.engine.data_sets())
-    kept.restore("evaluate_set", names[0], names)
+    kept.hold("evaluate_set", names[0], names)
     st.selectbox(
         "Data set",
         names,
@@ -203,7 +201,7 @@ def _prepared(service: Service) -> DataSource | None:
         help="demo/ are payments for the demo pair: mixed as they come in, clean as its makers tested it, conflict with its weak spot, train as "
         "it was tuned. Others are named in the configuration.",
     )
-    return DataSource("set", kept.keep("evaluate_set"))
+    return DataSource("set", kept.held("evaluate_set"))
 
 
 def _upload(service: Service) -> DataSource | None:
@@ -231,14 +229,14 @@ def _take_file() -> None:
 
 def _path(service: Service) -> DataSource | None:
     del service
-    kept.restore("evaluate_path", "")
+    kept.hold("evaluate_path", "")
     st.text_input(
         "File or folder",
         key="evaluate_path",
         placeholder="~/data/reviews.parquet",
         help="On the machine that this app runs on: a .jsonl, .json, .csv, .tsv or .parquet file, or a folder saved by the library datasets.",
     )
-    typed = kept.keep("evaluate_path").strip()
+    typed = kept.held("evaluate_path").strip()
     return DataSource("path", typed) if typed else None
 
 
@@ -250,7 +248,7 @@ def _template(service: Service, data: DataPreview, source: DataSource, problems:
     names = [column.name for column in data.columns]
     one, two = st.columns(2)
     with one:
-        kept.restore("evaluate_made_of", _COLUMN, [_COLUMN] if demo_mode else None)
+        kept.hold("evaluate_made_of", _COLUMN, [_COLUMN] if demo_mode else None)
         st.segmented_control(
             "Prompt",
             [_COLUMN] if demo_mode else [_COLUMN, _TEMPLATE],
@@ -260,9 +258,9 @@ def _template(service: Service, data: DataPreview, source: DataSource, problems:
             help="A column as it is, or a text of yours with columns in it."
             + (" This is a demo, which shows prepared prompts only." if demo_mode else ""),
         )
-        made_of = kept.keep("evaluate_made_of")
+        made_of = kept.held("evaluate_made_of")
     with two:
-        kept.restore("evaluate_form", _CHAT if source.kind == "set" and source.name.startswith("demo/") else _TEXT)
+        kept.hold("evaluate_form", _CHAT if source.kind == "set" and source.name.startswith("demo/") else _TEXT)
         st.segmented_control(
             "Form",
             [_TEXT, _CHAT],
@@ -271,16 +269,16 @@ def _template(service: Service, data: DataPreview, source: DataSource, problems:
             width="stretch",
             help="Text is continued as it is. Chat makes it the user's turn of the model's own chat template.",
         )
-        chat = kept.keep("evaluate_form") == _CHAT
+        chat = kept.held("evaluate_form") == _CHAT
     usual = _text_column(data)
-    kept.restore("evaluate_column", usual, names)
-    column = kept.value_of("evaluate_column", usual)
+    kept.hold("evaluate_column", usual, names)
+    column = kept.held("evaluate_column", usual)
     if made_of == _COLUMN:
         st.selectbox("Column", names, key="evaluate_column", help="What the model reads of each row.")
-        column = kept.keep("evaluate_column")
+        column = kept.held("evaluate_column")
         text = f"{{{column}}}"
     else:
-        kept.restore("evaluate_template", f"{{{column}}}")
+        kept.hold("evaluate_template", f"{{{column}}}")
         st.text_area(
             "Template",
             key="evaluate_template",
@@ -289,11 +287,11 @@ def _template(service: Service, data: DataPreview, source: DataSource, problems:
             help="Columns stand in braces, as in Review: {text} Sentiment: - braces that are meant are doubled. Leave no space at the end: the "
             "answer's first token mostly brings its own.",
         )
-        text = kept.keep("evaluate_template")
+        text = kept.held("evaluate_template")
         st.caption("Columns: " + ", ".join(f"`{{{name}}}`" for name in names if "`" not in name))
     system = None
     if chat and not demo_mode:
-        kept.restore("evaluate_system", "")
+        kept.hold("evaluate_system", "")
         st.text_input(
             "System prompt",
             key="evaluate_system",
@@ -301,7 +299,7 @@ def _template(service: Service, data: DataPreview, source: DataSource, problems:
             max_chars=limit,
             help="What the model is told before the user's turn. Not every chat template takes one.",
         )
-        system = kept.keep("evaluate_system").strip() or None
+        system = kept.held("evaluate_system").strip() or None
     with problems.said():
         if made_of == _COLUMN and _NO_NAME & set(column):
             raise LlmTtError(
@@ -321,7 +319,7 @@ def _ways(service: Service) -> tuple[tuple[str, ...], int]:
         return ("zero-shot",), 1
     one, two = st.columns([3, 2])
     with one:
-        kept.restore("evaluate_ways", ["zero-shot"])
+        kept.hold("evaluate_ways", ["zero-shot"])
         st.multiselect(
             "Ways to ask",
             list(_WAYS),
@@ -329,9 +327,9 @@ def _ways(service: Service) -> tuple[tuple[str, ...], int]:
             placeholder="choose one or more",
             help="Several are compared like several models.\n\n" + "\n\n".join(f"**{name}.** {what}" for name, what in _WAYS.items()),
         )
-        ways = tuple(name for name in _WAYS if name in kept.keep("evaluate_ways"))
+        ways = tuple(name for name in _WAYS if name in kept.held("evaluate_ways"))
     with two:
-        kept.restore("evaluate_shots", 1)
+        kept.hold("evaluate_shots", 1)
         if "few-shot" not in ways:
             return ways, 1
         st.number_input(
@@ -341,7 +339,7 @@ def _ways(service: Service) -> tuple[tuple[str, ...], int]:
             key="evaluate_shots",
             help="Few-shot: drawn from these rows by chance, always the same ones; a row that is an example is not evaluated few-shot.",
         )
-        return ways, int(kept.keep("evaluate_shots"))
+        return ways, int(kept.held("evaluate_shots"))
 
 
 def _text_column(data: DataPreview) -> str:
@@ -358,7 +356,7 @@ def _text_column(data: DataPreview) -> str:
 def _scoring(service: Service, data: DataPreview, template: Template | None, problems: _Problems) -> Scoring | None:
     names = [column.name for column in data.columns]
     methods = [method for method in _METHODS if method != "generate" or not service.config.demo_mode]
-    kept.restore("evaluate_method", "labels", methods)
+    kept.hold("evaluate_method", "labels", methods)
     st.selectbox(
         "Scored by",
         methods,
@@ -366,18 +364,18 @@ def _scoring(service: Service, data: DataPreview, template: Template | None, pro
         format_func=lambda method: _METHODS[method][0],
         help="\n\n".join(f"**{name}.** {what}" for name, _, what in (_METHODS[method] for method in methods)),
     )
-    method = kept.keep("evaluate_method")
+    method = kept.held("evaluate_method")
     _, kind, what = _METHODS[method]
     st.caption(what)
     one, two = st.columns(2)
     with one:
         usual = _label_column(data, template)
-        kept.restore("evaluate_label_column", usual, names)
+        kept.hold("evaluate_label_column", usual, names)
         st.selectbox("Right answer", names, key="evaluate_label_column", help="The column that holds the label, or the answer.")
-        column = kept.keep("evaluate_label_column")
+        column = kept.held("evaluate_label_column")
     automatic = _automatic(next(c for c in data.columns if c.name == column))
     with two:
-        kept.restore("evaluate_labels", "")
+        kept.hold("evaluate_labels", "")
         st.text_input(
             "Label words",
             key="evaluate_labels",
@@ -386,7 +384,7 @@ def _scoring(service: Service, data: DataPreview, template: Template | None, pro
             help="What the model is to say, the positive one first: yes,no. Where the data says 1 and 0: 1=yes,0=no. Left empty, the column's own "
             "values are taken" + ("; where they are many, every answer is scored as it is." if kind == "forced" else ", if they are few."),
         )
-        typed = kept.keep("evaluate_labels").strip()
+        typed = kept.held("evaluate_labels").strip()
     pattern = json_field = None
     n_tokens = 16
     if kind == "generate":
@@ -411,7 +409,7 @@ def _reading(service: Service) -> tuple[str, str, int]:
     """How a label is read from what was generated."""
     first, second, third = st.columns([4, 4, 3])
     with first:
-        kept.restore("evaluate_pattern", "")
+        kept.hold("evaluate_pattern", "")
         st.text_input(
             "Pattern",
             key="evaluate_pattern",
@@ -420,14 +418,14 @@ def _reading(service: Service) -> tuple[str, str, int]:
             help="A regular expression whose first group is the label, as in Answer: (\\w+). Left empty, the label's word may stand anywhere.",
         )
     with second:
-        kept.restore("evaluate_field", "")
+        kept.hold("evaluate_field", "")
         st.text_input(
             "JSON field", key="evaluate_field", placeholder="none", help="Read the label from this field of a JSON object in the text."
         )
     with third:
-        kept.restore("evaluate_tokens", 16)
+        kept.hold("evaluate_tokens", 16)
         st.number_input("Tokens", 1, MOST_TOKENS, key="evaluate_tokens", help="How many tokens are generated for a row, at most.")
-    return kept.keep("evaluate_pattern"), kept.keep("evaluate_field").strip(), int(kept.keep("evaluate_tokens"))
+    return kept.held("evaluate_pattern"), kept.held("evaluate_field").strip(), int(kept.held("evaluate_tokens"))
 
 
 def _label_column(data: DataPreview, template: Template | None) -> str:
@@ -453,7 +451,7 @@ def _apart(data: DataPreview) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names = [column.name for column in data.columns]
     one, two = st.columns(2)
     with one:
-        kept.restore("evaluate_slices", [])
+        kept.hold("evaluate_slices", [])
         st.session_state.evaluate_slices = [name for name in st.session_state.evaluate_slices if name in names]
         st.multiselect(
             "Slices",
@@ -462,16 +460,16 @@ def _apart(data: DataPreview) -> tuple[tuple[str, ...], tuple[str, ...]]:
             placeholder="none",
             help="Columns by whose values the rows are told apart: how many are right for each. The length of the prompt is one by itself.",
         )
-        slices = tuple(kept.keep("evaluate_slices"))
+        slices = tuple(kept.held("evaluate_slices"))
     with two:
-        kept.restore("evaluate_words", "")
+        kept.hold("evaluate_words", "")
         st.text_input(
             "Words",
             key="evaluate_words",
             placeholder="none",
             help="Words whose rows are told from those without them, separated by commas. Suspicious words are found without being asked for.",
         )
-        words = tuple(dict.fromkeys(word.strip() for word in kept.keep("evaluate_words").split(",") if word.strip()))
+        words = tuple(dict.fromkeys(word.strip() for word in kept.held("evaluate_words").split(",") if word.strip()))
     return slices, words
 
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pandas as pd
 import streamlit as st
 
+from app import kept
 from app.markup import escaped, signed
 from app.panels import token_tables
 from app.session import Service
@@ -59,8 +60,7 @@ def show(
 
 def _order(effects: DirectEffects) -> NeuronOrder:
     """By which number the neurons are chosen and ordered: of all neurons, not only of those that are shown."""
-    # Kept under another name: a widget that is not drawn for a while, as at another token, loses its value.
-    st.session_state.setdefault("neuron_order", st.session_state.get("neuron_order_kept", "contribution"))
+    kept.hold("neuron_order", "contribution")
     chosen = st.segmented_control(
         "Order",
         get_args(NeuronOrder),
@@ -70,7 +70,6 @@ def _order(effects: DirectEffects) -> NeuronOrder:
         label_visibility="collapsed",
         help=f"Contribution: share of the node. Effect: on {escaped(effects.of)}, whatever its sign. Both look at all neurons of the block.",
     )
-    st.session_state.neuron_order_kept = chosen
     return chosen or "contribution"
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app import kept
+
 INSPECTOR, LAYERS = "normalize", "layers_normalize"
 
 
 def toggle(key: str) -> bool:
-    """Draw it; on until a user turns it off, and kept while it is not drawn, which Streamlit would forget."""
-    kept = f"{key}_kept"
-    st.session_state.setdefault(key, st.session_state.get(kept, True))
-    st.session_state[kept] = st.toggle(
+    """Draw it; on until a user turns it off."""
+    kept.hold(key, True)
+    return st.toggle(
         "Normalise before unembedding",
         key=key,
         help="Read the vector through the model's final norm, as the last layer's is. Off: multiply it with the unembedding as it is.",
     )
-    return st.session_state[kept]

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from app import kept
 from app.markup import escaped, signed
 from app.session import Service
 from llm_tt.engine.messages import ExplainLogit, Explanation
@@ -77,18 +78,13 @@ def tokens(explanation: Explanation) -> tuple[Token | None, Token | None]:
 
 def chosen(key: str) -> str | None:
     """What a box holds: TOKEN or CONTRAST."""
-    return st.session_state.get(key, st.session_state.get(_kept(key)))
+    return kept.held(key)
 
 
 def choose(token: str | None, contrast: str | None) -> None:
     """Put a question into the boxes, in a callback: what would be typed, None for an empty one."""
     for key, typed in ((TOKEN, token), (CONTRAST, contrast)):
-        st.session_state[key] = st.session_state[_kept(key)] = typed
-
-
-def _kept(key: str) -> str:
-    """Where a choice outlives runs in which its box is not drawn, as while a prompt is empty."""
-    return f"{key}_kept"
+        kept.put(key, typed)
 
 
 def _token(explanation: Explanation, chosen: str | None) -> Token | None:
@@ -119,8 +115,7 @@ def _following(explanation: Explanation) -> str | None:
 
 
 def _box(explanation: Explanation, key: str, label: str, placeholder: str) -> None:
-    if key not in st.session_state:
-        st.session_state[key] = st.session_state.get(_kept(key))
+    kept.hold(key, None)
     options = list(dict.fromkeys(visible(text) for text in explanation.predictions.texts))
     follows = _following(explanation)
     if key == TOKEN and follows is not None and follows not in options:
@@ -136,7 +131,6 @@ def _box(explanation: Explanation, key: str, label: str, placeholder: str) -> No
         help="One of the model's first choices, the token that follows in the text, or any other: type its text, with the space that begins "
         "it, or its number, as in id:42.",
     )
-    st.session_state[_kept(key)] = st.session_state[key]
 
 
 def _result(effects: DirectEffects) -> str:

@@ -8,27 +8,16 @@ import streamlit as st
 
 from app import navigation, session
 from app.markup import escaped
-from app.panels import answers, both, changes, compare_sidebar, difference, tuning, waiting
+from app.panels import answers, both, changes, compare_sidebar, difference, pruning, tuning, waiting
 from app.panels.compare_sidebar import Choices
 from app.session import Service
 from llm_tt.analysis.comparison import Comparison
 from llm_tt.engine.messages import CompareTraces, TraceKey
 
-_STYLE = """<style>
-.st-key-compare_strongest button { min-height: 1.8rem; text-align: left; }
-.st-key-compare_pruning { gap: 0.5rem 1.25rem; }
-.st-key-compare_pruning .st-key-compare_threshold { min-width: 7rem; flex: 1 1 7rem; }
-@media (max-width: 1200px) {
-  .st-key-compare_mode button { padding-inline: 0.4rem; }
-  .st-key-compare_pruning { gap: 0.4rem 0.6rem; }
-  .st-key-compare_pruning button { padding-inline: 0.5rem; }
-}
-</style>"""
 _TABS = ("Along the text", "Heads and blocks", "Residual stream", "Edges", "Answers", "Tuning")
 
 
 def show(service: Service) -> None:
-    st.html(_STYLE)
     wanted = navigation.sides_wanted()
     if wanted is not None:
         choose(service, *wanted)
@@ -93,11 +82,11 @@ def _page(service: Service, choices: Choices, question: CompareTraces, compared:
         st.markdown(f"**{escaped(names[0])} \u2192 {escaped(names[1])}** :small[:gray[{escaped(alignment(compared))}]]")
         for note in compared.notes:
             st.caption(escaped(note))
-        compare_sidebar.pruning()
+        pruning.COMPARE.show()
         if compared.has_like_parts:
             difference.show(question, compared, names)
             if not len(compared.edges):
-                st.info("Neither graph has an edge at this threshold. Lower it in the sidebar.", icon=":material/info:")
+                st.info("Neither graph has an edge at this threshold. Lower it above the graph.", icon=":material/info:")
         else:
             st.info(
                 "A difference graph needs models with the same layers and heads. Compared is what they predict and generate.",

@@ -28,7 +28,7 @@ _NAMED = 8
 
 def show(service: Service) -> None:
     timing.begin(service.config.debug)
-    kept.restore("evaluate_setup", True)
+    kept.hold("evaluate_setup", True)
     found = session.evaluating().answer
     if found is not None and _is_new(found):
         # The results take the choices' place; they are a click away.
@@ -39,7 +39,6 @@ def show(service: Service) -> None:
             setup = evaluation_setup.show(service)
         if setup.data is not None:
             _preview(service, setup, setup.data)
-    kept.keep("evaluate_setup")
     row = _run(setup)
     asked: Evaluate | None = st.session_state.get(_ASKED)
     if asked is None:
@@ -191,9 +190,8 @@ def _results(service: Service, evaluation: Evaluation, setup: Setup, for_files: 
         "Labels, slices and words": lambda: evaluation_results.details(report),
         "Curves": lambda: evaluation_results.curves(evaluation),
     }
-    kept.restore("evaluate_tab", next(iter(draw)), list(draw))
+    kept.hold("evaluate_tab", next(iter(draw)), list(draw))
     tabs = st.tabs(list(draw), key="evaluate_tab", on_change="rerun")
-    kept.keep("evaluate_tab")
     for name, tab in zip(draw, tabs, strict=True):
         # Only what is looked at: curves of a large data set have very many points.
         if tab.open:

@@ -135,7 +135,7 @@ def show(service: Service) -> None:
 
 
 def _question(trace: TraceKey) -> ExplainPrediction:
-    extent = pruning.chosen()
+    extent = pruning.EXPLORE.chosen()
     return ExplainPrediction(trace, st.session_state.get("target", -1), extent.threshold, extent.renormalize, mass=extent.mass)
 
 
@@ -147,7 +147,7 @@ def _state(conversation: ExplainConversation) -> tuple[Any, ...]:
 @st.fragment
 def _routes(service: Service, trace: TraceKey) -> None:
     """The graph and what decides how much of it there is. A fragment: a move of the threshold is seen here before the rest of the page follows."""
-    pruning.show()
+    pruning.EXPLORE.show()
     conversation = session.conversation()
     conversation.ask(service.engine, _question(trace))
     explanation, state = conversation.answer, _state(conversation)
