@@ -111,12 +111,12 @@ _Q = TypeVar(
     ReadHeads,
     CheckTrace,
     SaliencyOf,
-    EstimateTrace,
     PreviewData,
     PreviewPrompt,
     Evaluate,
     ExplainErrors,
     CompareTraces,
+    EstimateTrace,
 )
 _A = TypeVar("_A")
 
@@ -318,9 +318,25 @@ def expect_chat_template() -> None:
 def hold(key: str, default: Any) -> None:
     """Let a widget keep its value through runs in which it is not drawn, as while another page is shown: Streamlit forgets it.
 
-    Call it in every run before the widget may be drawn, and give the widget no value of its own."""
-    held: dict[str, Any] = _state("held", dict)
-    st.session_state[key] = held[key] = st.session_state[key] if key in st.session_state else held.get(key, default)
+    Call it right before the widget is drawn, and give the widget no value of its own: what is set in a run that does not draw it comes back later.
+    """
+    value = held(key, default)
+    if key not in st.session_state:
+        st.session_state[key] = value
+
+
+def held(key: str, default: Any) -> Any:
+    """What a widget holds, drawn or not."""
+    kept: dict[str, Any] = _state("held", dict)
+    if key in st.session_state:
+        kept[key] = st.session_state[key]
+    return kept.setdefault(key, default)
+
+
+def put(key: str, value: Any) -> None:
+    """Let a widget hold this when it is drawn next. In a callback, or before it is drawn."""
+    _state("held", dict)[key] = value
+    st.session_state.pop(key, None)
 
 
 def _state(name: str, make: Callable[[], _A]) -> _A:

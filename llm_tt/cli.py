@@ -742,11 +742,12 @@ def _evaluate(options: argparse.Namespace) -> int:
             why += [replace(table, title=f"{llm.info.name}: {table.title}") for table in explanation.tables()]
         # Before the next model is loaded.
         del llm
+    names = _told_apart(names)
     found: EvaluationReport | EvaluationComparison | StrategyComparison
     if len(reports) == 1:
         found = reports[0]
     elif strategies:
-        found = compare_reports(reports, _told_apart(names), options.seed)
+        found = compare_reports(reports, names, options.seed)
     else:
         found = compare_evaluations(reports[0], reports[1])
     if options.out is not None:

@@ -625,9 +625,9 @@ def test_check_prints_the_facts_and_every_layers_errors(name: str, run: Callable
         assert max(shown) <= 1e-5
         assert shown[0] > 0
     assert f"logits {report.logits:9.1e}" in out
-    assert re.search(r"memory +about [\d.]+ [KM]B for a trace of 128 tokens\n", out)
+    assert re.search(r"memory +about [\d.]+ [KM]B and [\d.]+ m?s for a trace of 128 tokens\n", out)
     assert "trace of 1024 tokens" not in out, "the model does not read so many"
-    assert re.search(r"longest prompt the model reads: 256 tokens, about [\d.]+ [KM]B\n", out)
+    assert re.search(r"longest prompt the model reads: 256 tokens, about [\d.]+ [KM]B and [\d.]+ m?s\n", out)
 
 
 def test_check_of_a_model_whose_parts_do_not_add_up_fails_with_the_table(

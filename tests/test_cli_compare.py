@@ -83,3 +83,31 @@ def test_nothing_to_compare_with(run: Callable) -> None:
     status, out, err = run()
     assert (status, out) == (1, "")
     assert err.startswith("llm-tt: There is nothing to compare with. Name a second model (--with)")
+
+
+def test_what_both_generate_with_the_differences_marked(run: Callable, demo: llm_tt.TransparentLlm) -> None:
+    status, out, _ = run("--with-prompt", SECOND, "--generate", 3)
+    assert status == 0
+    texts = [[token.text for token in llm_tt.generate(demo, prompt, 3)] for prompt in (FIRST, SECOND)]
+    (title,) = [place for place, line in enumerate(out.splitlines()) if line.startswith("What they generate")]
+    for line, own, other in zip(out.splitlines()[title + 1 :], texts, texts[::-1], strict=True):
+        assert own[0] not in other
+        assert f"[{own[0]}]" in line
+        assert line.startswith("  demo: ")
+    status, out, _ = run("--with-prompt", SECOND, "--generate", 3, "--json")
+    content = json.loads(out)
+    assert [answer["tokens"] for answer in content["generated"]] == texts
+    assert [answer["differs"][0] for answer in content["generated"]] == [True, True]
+    # The texts are compared without what was generated.
+    assert content["tokens"] == [list(demo.trace(prompt).token_texts) for prompt in (FIRST, SECOND)]
+
+
+def test_first_choices_and_what_has_no_partner(run: Callable, demo: llm_tt.TransparentLlm) -> None:
+    longer = "I think that when Mary and John went to the store, Mary gave a drink to"
+    status, out, _ = run("--with-prompt", longer, "--mass", "0.8")
+    assert status == 0
+    compared = llm_tt.compare(demo.trace(FIRST), demo.trace(longer), mass=0.8)
+    first, second = compared.choices.probabilities[0]
+    assert f"  {first:6.3f} -> {second:6.3f}  {compared.choices.texts[0]!r}" in out
+    n_first, n_second = (len(texts) for texts in compared.token_texts)
+    assert f"{len(compared.pairs)} of {n_first} and {n_second} tokens are paired by token; the others have no change." in out

@@ -81,7 +81,7 @@ def test_generates_and_reads_the_label_by_a_pattern(capsys: pytest.CaptureFixtur
     assert [result["text"] for result in content["results"]] == [f" {result['truth']}" for result in content["results"]]
 
 
-def test_an_adapter_on_the_command_line_is_that_of_the_first_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_on_the_command_line_is_that_of_the_first_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from llm_tt.demo import ADAPTER_DIR
 
     conflict = str(DATA_DIR / "conflict.jsonl")
@@ -90,6 +90,13 @@ def test_an_adapter_on_the_command_line_is_that_of_the_first_model(capsys: pytes
     content = json.loads(capsys.readouterr().out)
     assert [report["figures"]["right"] for report in content["reports"]] == ["0", "20"]
     assert content["names"] == ["demo (1)", "demo (2)"]
+    assert cli.main([*arguments, "--out", str(tmp_path), "--strategies", "zero-shot"]) == 0
+    assert json.loads(capsys.readouterr().out)["names"] == ["demo (1)", "demo (2)"]
+    right = []
+    for name in ("demo-1", "demo-2"):
+        with (tmp_path / f"{name}.csv").open(encoding="utf-8-sig", newline="") as file:
+            right.append(sum(row["right"] == "1" for row in csv.DictReader(file)))
+    assert right == [0, 20], "neither file is overwritten by the other"
 
 
 def test_compares_strategies_of_two_models(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

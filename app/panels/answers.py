@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import replace
 
 import streamlit as st
 
 from app import session
 from app.markup import escaped
-from app.panels import continuation
+from app.panels import compare_sidebar, continuation, difference
 from app.session import ContinuingConversation, Service
 from llm_tt.analysis.alignment import differing
 from llm_tt.engine.messages import Continue, TraceKey
@@ -23,8 +24,9 @@ _NUMBER = "compare_n_generated"
 _MARKS = ("light-dark(#d55e00,#ff9a4d)", "light-dark(#0072b2,#56b4e9)")
 
 
-def show(service: Service, sides: tuple[TraceKey, TraceKey], names: tuple[str, str]) -> None:
-    """Generate greedily on both sides; nothing is asked before the button is pressed."""
+def show(service: Service, keys: tuple[TraceKey, TraceKey], names: tuple[str, str], has_one_tokenizer: bool) -> None:
+    """Generate greedily on both sides; nothing is asked before the button is pressed. Both may then be compared along one of the answers."""
+    sides = replace(keys[0], continuation=()), replace(keys[1], continuation=())
     session.hold(_NUMBER, 20)
     conversations = session.compared_answers()
     current = [_is_about(conversation, key) for conversation, key in zip(conversations, sides, strict=True)]
@@ -46,6 +48,18 @@ def show(service: Service, sides: tuple[TraceKey, TraceKey], names: tuple[str, s
             args=(service, sides),
             help="Let both sides answer, greedily, and mark where they differ.",
         )
+    if keys != sides:
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.caption(f"Both are compared along {len(keys[0].continuation)} generated tokens after the prompt.")
+            st.button(
+                "Remove them",
+                icon=":material/close:",
+                key="compare_along_nothing",
+                type="tertiary",
+                on_click=compare_sidebar.go_along,
+                args=(keys, ()),
+                help="Compare the prompts alone again.",
+            )
     if not any(current):
         st.caption("Both sides continue their prompt greedily; tokens that the other does not put out are marked.")
         return
@@ -66,6 +80,16 @@ def show(service: Service, sides: tuple[TraceKey, TraceKey], names: tuple[str, s
             if answer is not None:
                 st.html(text(answer, marks[side], side))
                 st.caption(continuation.stopped(answer))
+                if has_one_tokenizer and None not in answers and len(answer):
+                    st.button(
+                        "Compare along it",
+                        icon=":material/start:",
+                        key=f"compare_along_{side}",
+                        on_click=_go_along,
+                        args=(keys, answers, side, _parting(marks)),
+                        help="Let both sides read this answer after their prompt: how probable its tokens are in both, and why they part where "
+                        "they do.",
+                    )
             elif conversation.phase == "cancelled":
                 st.caption("Cancelled before the first token. Generate again to have an answer.")
     if None not in answers:
@@ -88,12 +112,23 @@ def text(answer: Continuation, marks: Sequence[bool], side: int) -> str:
     )
 
 
+def _go_along(keys: tuple[TraceKey, TraceKey], answers: Sequence[Continuation], side: int, parting: int) -> None:
+    compare_sidebar.go_along(keys, answers[side].token_ids)
+    # What is explained is the prediction of the first token that differs.
+    first, second = (answer.start - 1 + min(parting, len(answers[side]) - 1) for answer in answers)
+    difference.want_targets((first, second))
+
+
+def _parting(marks: tuple[Sequence[bool], Sequence[bool]]) -> int:
+    """The first token that differs; of equal answers the first one."""
+    return min((list(side).index(True) for side in marks if any(side)), default=0)
+
+
 def _said(marks: tuple[Sequence[bool], Sequence[bool]]) -> str:
     n_first, n_second = sum(marks[0]), sum(marks[1])
     if not n_first and not n_second:
         return "Both put out the same tokens."
-    where = min(list(side).index(True) for side in marks if any(side))
-    return f"They part at token {where + 1}: {n_first} of {len(marks[0])} and {n_second} of {len(marks[1])} tokens are not the other's."
+    return f"They part at token {_parting(marks) + 1}: {n_first} of {len(marks[0])} and {n_second} of {len(marks[1])} tokens are not the other's."
 
 
 def _is_about(conversation: ContinuingConversation, key: TraceKey) -> bool:

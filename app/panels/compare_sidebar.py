@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -103,10 +104,11 @@ def examples() -> tuple[Example, ...]:
 
 def show(service: Service, last: Comparison | None) -> Choices:
     """`last`: the comparison that is shown, for its tokens to be chosen from."""
-    _hold(service)
+    defaults = _defaults(service)
     with st.sidebar:
         st.markdown("### llm-tt", width="content")
         with st.container(key="choices"):
+            session.hold("compare_mode", defaults["compare_mode"])
             mode = st.segmented_control(
                 "Compare",
                 [MODELS, PROMPTS, BOTH],
@@ -117,45 +119,47 @@ def show(service: Service, last: Comparison | None) -> Choices:
                 "two prompts on a model each.",
             )
             _examples(service)
-            models = _models(service, two=mode != PROMPTS)
-            prompts = _prompts(service, models, two=mode != MODELS)
+            models = _models(service, defaults, two=mode != PROMPTS)
+            prompts = _prompts(service, defaults, models, two=mode != MODELS)
             token, contrast = _question(last)
     keys: list[TraceKey | None] = []
     for side, model, prompt in zip(_SIDES, models, prompts, strict=True):
         has_text = bool(prompt.strip()) if isinstance(prompt, str) else any(message.content.strip() for message in prompt)
         keys.append(TraceKey(model, prompt, _continuation(side, model, prompt)) if model is not None and has_text else None)
     if models[0] is None or models[1] is None or models[0].name == models[1].name:
-        names = ("first prompt", "second prompt")
+        names = ("prompt 1", "prompt 2")
     else:
         names = models[0].name, models[1].name
     # Of controls that stand above the graph and may not be drawn yet.
-    state = st.session_state
-    mass = state.compare_mass if state.compare_keep == _BY_MASS else None
-    threshold = DEFAULT_THRESHOLD if mass is not None else state.compare_threshold
-    return Choices((keys[0], keys[1]), names, threshold, mass, state.compare_renormalize, token, contrast)
+    mass = session.held("compare_mass", _MASSES[0]) if session.held("compare_keep", _BY_THRESHOLD) == _BY_MASS else None
+    threshold = DEFAULT_THRESHOLD if mass is not None else session.held("compare_threshold", DEFAULT_THRESHOLD)
+    return Choices((keys[0], keys[1]), names, threshold, mass, session.held("compare_renormalize", False), token, contrast)
 
 
 def choose(service: Service, first: TraceKey, second: TraceKey) -> list[str]:
     """Put two sides into the sidebar, before it is drawn; sentences on what has no place there."""
-    state, problems = st.session_state, []
+    problems: list[str] = []
     same_model, same_prompt = first.model.name == second.model.name, first.prompt == second.prompt
-    state.compare_mode = PROMPTS if same_model else MODELS if same_prompt else BOTH
-    state.compare_device, state.compare_dtype = first.model.device, first.model.dtype
+    session.put("compare_mode", PROMPTS if same_model else MODELS if same_prompt else BOTH)
+    session.put("compare_device", first.model.device)
+    session.put("compare_dtype", first.model.dtype)
     is_chat = [not isinstance(key.prompt, str) for key in (first, second)]
-    state.compare_form = CHAT if any(is_chat) else TEXT
+    session.put("compare_form", CHAT if any(is_chat) else TEXT)
     if is_chat[0] != is_chat[1]:
         problems.append("One prompt is a text and the other a conversation; both are compared as conversations.")
     for side, key in zip(_SIDES, (first, second), strict=True):
-        state[f"compare_model_{side}"] = key.model.name
+        session.put(f"compare_model_{side}", key.model.name)
         text = key.prompt if isinstance(key.prompt, str) else chat.restore_turns(service, key.prompt, _prefix(side))
         if text is None:
             problems.append(
                 f"The {side} conversation does not alternate between user and assistant, ending with the user; it was left out."
             )
         else:
-            state[f"compare_prompt_{side}"] = text
-        state[f"compare_continued_{side}"] = (key.model.name, key.prompt, key.continuation)
-    state.compare_token = state.compare_contrast = state.compare_example = None
+            session.put(f"compare_prompt_{side}", text)
+        st.session_state[f"compare_continued_{side}"] = (key.model.name, key.prompt, key.continuation)
+    for name in ("compare_token", "compare_contrast"):
+        session.put(name, None)
+    st.session_state.pop("compare_example", None)
     return problems
 
 
@@ -179,20 +183,7 @@ def _defaults(service: Service) -> dict[str, Any]:
         "compare_model_second": second,
         "compare_prompt_first": prompts[0],
         "compare_prompt_second": prompts[1],
-        "compare_device": "auto",
-        "compare_dtype": "auto",
-        "compare_keep": _BY_THRESHOLD,
-        "compare_threshold": DEFAULT_THRESHOLD,
-        "compare_mass": _MASSES[0],
-        "compare_renormalize": False,
-        "compare_token": None,
-        "compare_contrast": None,
     }
-
-
-def _hold(service: Service) -> None:
-    for key, value in _defaults(service).items():
-        session.hold(key, value)
 
 
 # --- its parts
@@ -231,29 +222,31 @@ def _take_example() -> None:
     example: Example | None = st.session_state.compare_example
     if example is None:
         return
-    st.session_state.compare_form = example.form
+    session.put("compare_form", example.form)
     first, second = example.prompts
-    st.session_state.compare_prompt_first = first
+    session.put("compare_prompt_first", first)
     if example.mode:
-        st.session_state.compare_mode = example.mode
+        session.put("compare_mode", example.mode)
     if example.mode == PROMPTS:
-        st.session_state.compare_prompt_second = second
+        session.put("compare_prompt_second", second)
     for side in _SIDES:
         st.session_state[f"{_prefix(side)}n_turns"] = 0
         for name in (f"{_prefix(side)}system_turn", f"{_prefix(side)}system_turn_kept"):
             st.session_state[name] = ""
 
 
-def _models(service: Service, two: bool) -> tuple[ModelKey | None, ModelKey | None]:
-    first = _model(service, "first", "First model" if two else "Model")
-    second = _model(service, "second", "Second model") if two else first
+def _models(service: Service, defaults: Mapping[str, Any], two: bool) -> tuple[ModelKey | None, ModelKey | None]:
+    first = _model(service, defaults, "first", "First model" if two else "Model")
+    second = _model(service, defaults, "second", "Second model") if two else first
     with st.popover("Device", help="Where both models run and in which number format."):
         devices = service.engine.devices()
         if len(devices) > 2:
+            session.hold("compare_device", "auto")
             device = st.selectbox("Device", devices, key="compare_device", help='"auto" takes a GPU where there is one.')
         else:
             device = "auto"
             st.caption("This machine has one device, the CPU.")
+        session.hold("compare_dtype", "auto")
         dtype = st.selectbox(
             "Precision",
             _PRECISIONS,
@@ -265,8 +258,9 @@ def _models(service: Service, two: bool) -> tuple[ModelKey | None, ModelKey | No
     return keys[0], keys[1]
 
 
-def _model(service: Service, side: Side, label: str) -> str:
+def _model(service: Service, defaults: Mapping[str, Any], side: Side, label: str) -> str:
     key = f"compare_model_{side}"
+    session.hold(key, defaults[key])
     may_add = service.config.models_may_be_added
     options = list(service.engine.model_names())
     chosen = st.session_state.get(key)
@@ -284,8 +278,11 @@ def _model(service: Service, side: Side, label: str) -> str:
     return cleaned(name) if name else ""
 
 
-def _prompts(service: Service, models: tuple[ModelKey | None, ModelKey | None], two: bool) -> tuple[Prompt, Prompt]:
+def _prompts(
+    service: Service, defaults: Mapping[str, Any], models: tuple[ModelKey | None, ModelKey | None], two: bool
+) -> tuple[Prompt, Prompt]:
     lacking = [model.name for model in dict.fromkeys(models) if model is not None and _lacks_template(service, model)]
+    session.hold("compare_form", defaults["compare_form"])
     if lacking and st.session_state.compare_form == CHAT:
         st.caption(f"{' and '.join(lacking)} has no chat template: the first message is compared as a text.")
     form = st.segmented_control(
@@ -298,8 +295,8 @@ def _prompts(service: Service, models: tuple[ModelKey | None, ModelKey | None], 
         help="Text is continued as it is. Chat goes through the chat template of each model, which puts its own tokens around each message.",
     )
     as_chat = form == CHAT and not lacking
-    first = _prompt(service, "first", "First prompt" if two else "Prompt", as_chat)
-    return first, _prompt(service, "second", "Second prompt", as_chat) if two else first
+    first = _prompt(service, defaults, "first", "First prompt" if two else "Prompt", as_chat)
+    return first, _prompt(service, defaults, "second", "Second prompt", as_chat) if two else first
 
 
 def _lacks_template(service: Service, model: ModelKey) -> bool:
@@ -308,10 +305,11 @@ def _lacks_template(service: Service, model: ModelKey) -> bool:
     return facts is not None and (facts.info.tokenizer is None or facts.info.tokenizer.chat_template is None)
 
 
-def _prompt(service: Service, side: Side, label: str, as_chat: bool) -> Prompt:
+def _prompt(service: Service, defaults: Mapping[str, Any], side: Side, label: str, as_chat: bool) -> Prompt:
     config = service.config
 
     def box(name: str, note: str) -> str:
+        session.hold(f"compare_prompt_{side}", defaults[f"compare_prompt_{side}"])
         return st.text_area(
             name,
             key=f"compare_prompt_{side}",
@@ -328,6 +326,12 @@ def _prompt(service: Service, side: Side, label: str, as_chat: bool) -> Prompt:
     return chat.turns(service, lambda name, note: box(f"{label}: {name.lower()}", note), _prefix(side))
 
 
+def go_along(keys: tuple[TraceKey, TraceKey], token_ids: tuple[int, ...]) -> None:
+    """Let both sides go on with these tokens, in a callback; with none, let them be the prompts alone."""
+    for side, key in zip(_SIDES, keys, strict=True):
+        st.session_state[f"compare_continued_{side}"] = (key.model.name, key.prompt, token_ids)
+
+
 def _prefix(side: Side) -> str:
     return f"compare_{side}_"
 
@@ -341,6 +345,7 @@ def _continuation(side: Side, model: ModelKey, prompt: Prompt) -> tuple[int, ...
 def pruning() -> None:
     """How much of both graphs, in a row above them: edges above a threshold, or as few as carry a share of the flow; renormalised or not."""
     with st.container(horizontal=True, vertical_alignment="center", key="compare_pruning"):
+        session.hold("compare_keep", _BY_THRESHOLD)
         keep = st.segmented_control(
             "Keep",
             [_BY_THRESHOLD, _BY_MASS],
@@ -351,6 +356,7 @@ def pruning() -> None:
             "the whole flow.",
         )
         if keep == _BY_MASS:
+            session.hold("compare_mass", _MASSES[0])
             st.segmented_control(
                 "Share of the flow",
                 _MASSES,
@@ -361,6 +367,7 @@ def pruning() -> None:
                 help="Each graph is made of the edges with the largest flow, as few as carry this share to the tokens.",
             )
         else:
+            session.hold("compare_threshold", DEFAULT_THRESHOLD)
             st.slider(
                 "Threshold",
                 min_value=0.01,
@@ -371,6 +378,7 @@ def pruning() -> None:
                 label_visibility="collapsed",
                 help="An edge is drawn when it contributes more than this share to its node, in one of the two at least. Lower shows more edges.",
             )
+        session.hold("compare_renormalize", False)
         st.toggle(
             "Renormalise",
             key="compare_renormalize",
@@ -392,7 +400,8 @@ def _question(last: Comparison | None) -> tuple[int | str | None, int | str | No
 def _token(last: Comparison | None, key: str, label: str, placeholder: str) -> int | str | None:
     ids = {} if last is None else {visible(text): int(ids[0]) for text, ids in zip(last.choices.texts, last.choices.token_ids, strict=True)}
     options = list(ids)
-    chosen: str | None = st.session_state.get(key)
+    session.hold(key, None)
+    chosen: str | None = st.session_state[key]
     if chosen is not None and chosen not in options:
         options.append(chosen)
     typed = st.selectbox(

@@ -22,7 +22,7 @@ from llm_tt.text import visible
 
 KEY = "compare_graph"
 SELECTION = f"{KEY}_selection"
-HEAD, TARGETS = "compare_head", "compare_targets"
+HEAD, TARGETS, _WANTED = "compare_head", "compare_targets", "compare_targets_wanted"
 _VERSION = 1
 _HEADS = 8
 """Heads of an edge that are sent, those that changed most"""
@@ -63,9 +63,17 @@ def choose_head(layer: int, head: int) -> None:
 
 
 def forget() -> None:
-    """No selection, and both targets at the end, as for other texts."""
+    """No selection, and both targets at the end or where they were wanted, as for other texts."""
     for name in (SELECTION, HEAD, TARGETS, KEY):
         st.session_state.pop(name, None)
+    wanted = st.session_state.pop(_WANTED, None)
+    if wanted is not None:
+        st.session_state[TARGETS] = wanted
+
+
+def want_targets(targets: tuple[int, int]) -> None:
+    """Explain these positions once other texts are compared, in a callback."""
+    st.session_state[_WANTED] = targets
 
 
 def targets() -> tuple[int, int] | None:
@@ -255,10 +263,8 @@ def rows(compared: Comparison, order: Sequence[int]) -> pd.DataFrame:
     drawn = {(True, True): "both", (True, False): "first", (False, True): "second"}
     return pd.DataFrame(
         {
-            "from": [edge["from"] for edge in named],
-            "to": [edge["to"] for edge in named],
-            "kind": [edge["key"] for edge in named],
             "layer": edges.layer[order].astype(int),
+            "kind": [edge["key"] for edge in named],
             "tokens": edge_words(compared, order),
             "first": edges.contribution[order, 0],
             "second": edges.contribution[order, 1],
@@ -268,6 +274,8 @@ def rows(compared: Comparison, order: Sequence[int]) -> pd.DataFrame:
                 ", ".join(f"H{head}: {before:.3f}\u2192{after:.3f}" for head, before, after in edges.heads_by_change(edge)[:2])
                 for edge in order
             ],
+            "from": [edge["from"] for edge in named],
+            "to": [edge["to"] for edge in named],
         }
     )
 
@@ -275,7 +283,7 @@ def rows(compared: Comparison, order: Sequence[int]) -> pd.DataFrame:
 def edges_csv(compared: Comparison, names: tuple[str, str]) -> str:
     """The table in full."""
     content = rows(compared, by_change(compared))
-    columns = ["from", "to", "kind", "layer", "tokens", names[0], names[1], "change", "drawn", "heads"]
+    columns = ["layer", "kind", "tokens", names[0], names[1], "change", "drawn", "heads", "from", "to"]
     lines = [["" if isinstance(value, float) and np.isnan(value) else value for value in row] for row in content.itertuples(index=False)]
     return csv_text(columns, lines)
 

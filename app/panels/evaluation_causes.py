@@ -27,13 +27,13 @@ _PARTS = 12
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
-def show(service: Service, evaluation: Evaluation, place: int, cell: Cell | None) -> tuple[str, CellExplanation] | None:
-    """Offer to explain the errors of a cell, or show why they are there; what is shown, with the name of its side."""
+def show(service: Service, evaluation: Evaluation, place: int, cell: Cell | None) -> None:
+    """Offer to explain the errors of a cell, or show why they are there."""
     report = evaluation.reports[place]
     why_not = impossible(report, cell)
     if why_not or cell is None or cell.predicted is None:
         st.caption(why_not)
-        return None
+        return
     question = ExplainErrors(evaluation.question, place, cell.truth, cell.predicted)
     if st.session_state.get(_ASKED) != question:
         n_wrong, n_right = (min(len(report.cell(cell.truth, said)), question.most) for said in (cell.predicted, cell.truth))
@@ -46,12 +46,19 @@ def show(service: Service, evaluation: Evaluation, place: int, cell: Cell | None
             help=f"Traces {n_wrong} of the rows of {escaped(cell.name)}, and {n_right} of the same label that are right: which words their routes "
             "rest on, and which heads and FFN blocks push to the wrong label.",
         )
-        return None
+        return
     found = waiting.answer(service, session.explaining_errors(), question)
-    if found is None:
-        return None
-    draw(found, report)
-    return evaluation.names[place], found
+    if found is not None:
+        draw(found, report)
+
+
+def explained(evaluation: Evaluation) -> list[tuple[str, CellExplanation]]:
+    """The errors of this evaluation that were explained last, with the name of their side."""
+    asked: ExplainErrors | None = st.session_state.get(_ASKED)
+    conversation = session.explaining_errors()
+    if asked is None or asked.evaluate != evaluation.question or conversation.question != asked or conversation.answer is None:
+        return []
+    return [(evaluation.names[asked.side], conversation.answer)]
 
 
 def impossible(report: EvaluationReport, cell: Cell | None) -> str:

@@ -21,7 +21,7 @@ from llm_tt.errors import LlmTtError
 _PLACES = {"set": "Prepared", "upload": "Upload", "path": "On disk"}
 _FILE_TYPES = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"]
 _TEXT, _CHAT = "Text", "Chat"
-_COLUMN, _TEMPLATE = "A column", "A template"
+_COLUMN, _TEMPLATE = "Column", "Template"
 _NO_NAME = frozenset("{}:!")
 """What means something else between the braces of a template"""
 _TEXT_COLUMNS = ("question", "prompt", "text", "sentence", "instruction", "input", "review", "content")
@@ -409,13 +409,13 @@ def _scoring(service: Service, data: DataPreview, template: Template | None, pro
 
 def _reading(service: Service) -> tuple[str, str, int]:
     """How a label is read from what was generated."""
-    first, second, third = st.columns([2, 2, 1])
+    first, second, third = st.columns([4, 4, 3])
     with first:
         kept.restore("evaluate_pattern", "")
         st.text_input(
             "Pattern",
             key="evaluate_pattern",
-            placeholder="the word, anywhere",
+            placeholder="none",
             max_chars=service.config.max_user_string_length,
             help="A regular expression whose first group is the label, as in Answer: (\\w+). Left empty, the label's word may stand anywhere.",
         )

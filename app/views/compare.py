@@ -18,9 +18,6 @@ _STYLE = """<style>
 .st-key-compare_strongest button { min-height: 1.8rem; text-align: left; }
 .st-key-compare_pruning { gap: 0.5rem 1.25rem; }
 .st-key-compare_pruning .st-key-compare_threshold { min-width: 7rem; flex: 1 1 7rem; }
-/* Below the menu of the pages. */
-[data-testid="stMainBlockContainer"] { padding-top: 4.25rem; }
-.st-key-side { top: 4.25rem; max-height: calc(100vh - 5rem); }
 @media (max-width: 1200px) {
   .st-key-compare_mode button { padding-inline: 0.4rem; }
   .st-key-compare_pruning { gap: 0.4rem 0.6rem; }
@@ -50,6 +47,11 @@ def show(service: Service) -> None:
     # Always there, though mostly empty: what follows keeps its place on the page, or the browser makes the graph anew.
     with st.container():
         compared = waiting.answer(service, conversation, question, meanwhile=True)
+    if conversation.phase == "failed" and st.button(
+        "Run again", icon=":material/refresh:", key="compare_again", help="Ask the same question once more."
+    ):
+        conversation.again()
+        st.rerun()
     if compared is None:
         return
     _page(service, choices, question, compared)
@@ -116,7 +118,7 @@ def _tabs(service: Service, choices: Choices, question: CompareTraces, compared:
         "Heads and blocks": lambda: changes.parts(compared, names),
         "Residual stream": lambda: changes.drift(compared),
         "Edges": lambda: difference.table(compared, names),
-        "Answers": lambda: answers.show(service, (question.first, question.second), names),
+        "Answers": lambda: answers.show(service, (question.first, question.second), names, compared.aligned_by == "token"),
         "Tuning": lambda: _tuning(service, question),
     }
     tuned = [key.model for key in question.trace if service.engine.is_tuned(key.model)]
@@ -160,4 +162,4 @@ def alignment(compared: Comparison) -> str:
     if others:
         sentence += f", {others} of different tokens"
     left = compared.n_unpaired
-    return sentence + (f"; {left[0]} and {left[1]} without a partner, whose edges have no change" if any(left) else "")
+    return sentence + (f"; {left[0]} (\u00b9) and {left[1]} (\u00b2) without a partner, whose edges have no change" if any(left) else "")

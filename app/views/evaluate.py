@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import streamlit as st
@@ -14,7 +14,6 @@ from app.panels import evaluation_causes, evaluation_examples, evaluation_result
 from app.panels.evaluation_setup import Setup
 from app.session import Service
 from app.timing import part
-from llm_tt.analysis.errors import CellExplanation
 from llm_tt.config import DEMO, DEMO_TUNED
 from llm_tt.engine.messages import DataPreview, Evaluate, Evaluation, PreviewPrompt
 from llm_tt.text import visible
@@ -186,20 +185,22 @@ def _results(service: Service, evaluation: Evaluation, setup: Setup, for_files: 
             evaluation_results.notes(evaluation)
     if evaluation.comparison is not None and is_many:
         evaluation_results.tests(evaluation.comparison)
-    why: list[tuple[str, CellExplanation]] = []
-    rows, causes, details, curves = st.tabs(["Rows", "Why these errors", "Labels, slices and words", "Curves"])
-    with rows, part("rows"):
-        evaluation_examples.rows(service, evaluation, place, cell)
-    with causes, part("causes"):
-        explained = evaluation_causes.show(service, evaluation, place, cell)
-        if explained is not None:
-            why.append(explained)
-    with details:
-        evaluation_results.details(report)
-    with curves:
-        evaluation_results.curves(evaluation)
+    draw: dict[str, Callable[[], None]] = {
+        "Rows": lambda: evaluation_examples.rows(service, evaluation, place, cell),
+        "Why these errors": lambda: evaluation_causes.show(service, evaluation, place, cell),
+        "Labels, slices and words": lambda: evaluation_results.details(report),
+        "Curves": lambda: evaluation_results.curves(evaluation),
+    }
+    kept.restore("evaluate_tab", next(iter(draw)), list(draw))
+    tabs = st.tabs(list(draw), key="evaluate_tab", on_change="rerun")
+    kept.keep("evaluate_tab")
+    for name, tab in zip(draw, tabs, strict=True):
+        # Only what is looked at: curves of a large data set have very many points.
+        if tab.open:
+            with tab, part(name.lower()):
+                draw[name]()
     with for_files:
-        evaluation_results.files(evaluation, why)
+        evaluation_results.files(evaluation, evaluation_causes.explained(evaluation))
 
 
 def _subject(evaluation: Evaluation, setup: Setup) -> None:

@@ -53,7 +53,7 @@ class StrategyComparison:
         names = [name for name in dict.fromkeys(name for one in figures for name in one) if name != "left out"]
         rows = tuple((name, *(one.get(name, "-") for one in figures)) for name in names)
         kept = tuple(row for row in rows if set(row[1:]) != {"-"})
-        title = f"{len(self.names)} ways to ask on {self.reports[0].data}, the {len(self.rows)} rows that all answered"
+        title = f"{len(self.names)} ways to ask on {self.reports[0].data}, the {len(self.rows)} row{'s' * (len(self.rows) != 1)} that all answered"
         return Table(title, ("metric", *self.names), kept)
 
     def pairs_table(self) -> Table:

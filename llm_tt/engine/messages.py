@@ -700,11 +700,11 @@ Answer = (
     | LensGrid
     | Trajectories
     | Saliency
-    | TraceEstimate
     | DataPreview
     | RowPrompt
     | PromptPreview
     | Evaluation
     | CellExplanation
     | Comparison
+    | TraceEstimate
 )

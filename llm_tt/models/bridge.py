@@ -47,11 +47,11 @@ from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 
 _PATTERN_TOLERANCE = 1e-5
+Batches = Literal["positions told", "positions not told", "one by one"]
+"""How a model continues several texts: in one pass, with or without their positions, or each in its own"""
 _TELLING_LENGTHS = (37, 41, 43, 53, 23, 19, 17, 13)
 """Primes: lengths of the prompt on which memory is measured"""
 _QUERY_TOLERANCE = 1e-5
-Batches = Literal["positions told", "positions not told", "one by one"]
-"""How a model continues several texts: in one pass, with or without their positions, or each in its own"""
 _SAMPLED = 256
 """Numbers of each weight that a fingerprint is made of"""
 

@@ -162,7 +162,7 @@ def test_heads_of_an_edge_are_sent_by_their_change(compared: Comparison, traces:
 
 def test_tokens_that_one_text_lacks_have_columns_of_their_own(uneven: Comparison) -> None:
     question = CompareTraces(TraceKey(ModelKey("demo"), "a"), TraceKey(ModelKey("demo"), "b"))
-    header, arrays = unpack(difference.frame(question, uneven, ("first prompt", "second prompt")))
+    header, arrays = unpack(difference.frame(question, uneven, ("prompt 1", "prompt 2")))
     texts = header["tokens"]
     assert "The\u00b9" in texts
     assert [text for text in texts if text.endswith("\u00b2")]
@@ -187,12 +187,13 @@ def test_two_prompts_are_aligned_by_token_and_it_is_said(start: Start, uneven: C
         compare_prompt_second="I think that the capital of Italy is",
     )
     header, arrays = frame(at)
-    assert header["compared"] == {"first": "first prompt", "second": "second prompt"}
+    assert header["compared"] == {"first": "prompt 1", "second": "prompt 2"}
     np.testing.assert_allclose(arrays["effect"], uneven.edges.change, atol=1e-6)
     first, second = uneven.n_unpaired
-    assert f"aligned by token: {len(uneven.pairs)} pairs, 1 of different tokens; {first} and {second} without a partner" in words(at), (
-        words(at)
-    )
+    assert (
+        f"aligned by token: {len(uneven.pairs)} pairs, 1 of different tokens; {first} (\u00b9) and {second} (\u00b2) without a partner"
+        in words(at)
+    ), words(at)
 
 
 def test_the_threshold_and_the_mass_cut_both_graphs(start: Start, traces: tuple[llm_tt.Trace, llm_tt.Trace]) -> None:
@@ -401,6 +402,33 @@ def test_answers_with_their_differences(start: Start, models: tuple[llm_tt.Trans
     assert answered(at).number_input("compare_n_generated").value == 5
 
 
+def test_both_can_be_compared_along_one_answer(start: Start, models: tuple[llm_tt.TransparentLlm, llm_tt.TransparentLlm]) -> None:
+    at = start(compare_tab="Answers")
+    at.button("compare_generate").click()
+    answered(at)
+    at.button("compare_along_0").click()
+    answered(at)
+    answer = [token.token_id for token in llm_tt.generate(models[0], CHAT, 20)]
+    traces = [llm.trace(CHAT, continuation=answer) for llm in models]
+    found = llm_tt.compare(traces[0], traces[1], target=20)
+    header, arrays = frame(at)
+    assert header["target"] == 20
+    assert header["roles"][-2:] == ["continuation", "continuation"]
+    np.testing.assert_allclose(arrays["effect"], found.edges.change, atol=1e-6)
+    # The answer stays there, and can be taken away again.
+    assert "Both are compared along 2 generated tokens after the prompt." in words(at)
+    assert [html for html in at.get("html") if "compared-answer" in html.proto.body]
+    at.session_state["compare_tab"] = "Along the text"
+    answered(at)
+    (table,) = [table.value for table in at.dataframe if "divergence" in table.value.columns]
+    shares = [torch.softmax(trace.logits(20).double(), -1)[answer[0]] for trace in traces]
+    assert [table["first"][20], table["second"][20]] == pytest.approx([float(share) for share in shares], rel=1e-3)
+    at.session_state["compare_tab"] = "Answers"
+    answered(at).button("compare_along_nothing").click()
+    answered(at)
+    assert len(frame(at)[0]["tokens"]) == 21
+
+
 def test_token_text_that_is_markup_stays_text() -> None:
     hostile = Continuation(3, (1, 2), ("<script>x</script>", "**b**"), "", (0.5, 0.5), (1, 1), "length")
     drawn = answers.text(hostile, [True, False], 1)
@@ -484,7 +512,7 @@ def test_examples_fill_the_boxes(start: Start) -> None:
     answered(at)
     assert at.session_state["compare_mode"] == compare_sidebar.PROMPTS
     assert (at.text_area("compare_prompt_first").value, at.text_area("compare_prompt_second").value) == example.prompts
-    assert frame(at)[0]["compared"] == {"first": "first prompt", "second": "second prompt"}
+    assert frame(at)[0]["compared"] == {"first": "prompt 1", "second": "prompt 2"}
 
 
 @pytest.mark.parametrize(

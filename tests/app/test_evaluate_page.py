@@ -37,6 +37,7 @@ PAIR = {"models": {"demo": None, "demo-tuned": None}, "default_model": ""}
 CONVERSATIONS = ("conversation", "data_preview", "prompt_preview", "evaluating", "explaining_errors")
 ROWS = [json.loads(line) for line in (DATA_DIR / "mixed.jsonl").read_text().splitlines()]
 N = 60
+WHY, DETAILS = "Why these errors", "Labels, slices and words"
 
 Start = Callable[..., AppTest]
 
@@ -82,6 +83,11 @@ def run(at: AppTest, n: int | None = N, **choices: Any) -> AppTest:
     settled(at)
     assert not at.button("evaluate_run").disabled, texts(at)
     at.button("evaluate_run").click()
+    return settled(at)
+
+
+def look(at: AppTest, tab: str) -> AppTest:
+    at.session_state["evaluate_tab"] = tab
     return settled(at)
 
 
@@ -182,7 +188,8 @@ def test_cells_are_clicked_and_models_chosen(start: Start) -> None:
     found = table(at, "rows")
     assert set(found["label"]) == set(found["demo-tuned"]) == {"no"}
     assert "rows of no predicted as no**" in texts(at, "markdown")
-    assert "Click a cell of errors in the confusion matrix" in texts(at, "caption")
+    assert "Click a cell of errors in the confusion matrix" in texts(look(at, WHY), "caption")
+    look(at, "Rows")
     assert at.button("evaluate_cell_0_1").disabled
     at.toggle("evaluate_differing").set_value(True)
     settled(at)
@@ -198,7 +205,7 @@ def test_cells_are_clicked_and_models_chosen(start: Start) -> None:
 
 def test_errors_are_explained_and_the_planted_word_surfaces(start: Start, expected: list[EvaluationReport]) -> None:
     at = run(start(), model="demo-tuned")
-    at.button("evaluate_explain").click()
+    look(at, WHY).button("evaluate_explain").click()
     settled(at)
     model = llm_tt.load_model("demo-tuned")
     data, template = llm_tt.read_data(DATA_DIR / "mixed.jsonl", N), llm_tt.Template("{question}", chat=True)
@@ -224,24 +231,28 @@ def test_errors_are_explained_and_the_planted_word_surfaces(start: Start, expect
 
 def test_files_have_the_numbers_of_the_page(start: Start) -> None:
     at = run(start(), second="demo-tuned", slices=["group"], words="Lima")
-    at.button("evaluate_explain").click()
+    look(at, WHY).button("evaluate_explain").click()
     settled(at)
     answer = evaluation(at)
     why = at.session_state["explaining_errors"].answer
     assert isinstance(why, CellExplanation)
     page = evaluation_results.report_html(answer, [("demo-tuned", why)])
+    assert at.session_state["evaluate_why"].evaluate == answer.question
     cells = [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", page, re.DOTALL)]
+    words = table(at, "words")
+    look(at, "Rows")
+    wrong = table(at, "rows")["row"].tolist()
+    look(at, DETAILS)
     shown = [table(at, "metrics"), *tables(at, "details")]
     assert len(shown) == 6
     for one in shown:
         for row in one.itertuples(index=False):
             wanted = tuple(map(str, row))
             assert any(tuple(cells[p : p + len(wanted)]) == wanted for p in range(len(cells))), wanted
-    words = table(at, "words")
     first = tuple(f"{number:{form}}" for number, form in zip(words.iloc[0, 1:5], (".3f", ".3f", "+.3f", "+.3f"), strict=True))
     assert any(tuple(cells[p + 1 : p + 5]) == first for p, cell in enumerate(cells) if cell == "lima")
     lines = list(csv.DictReader(io.StringIO(answer.reports[1].to_csv())))
-    assert [int(line["row"]) for line in lines if line["right"] == "0"] == table(at, "rows")["row"].tolist()
+    assert [int(line["row"]) for line in lines if line["right"] == "0"] == wrong
     assert {"evaluate_csv", "evaluate_csv_0", "evaluate_csv_1", "evaluate_report"} <= {element.key for element in at.get("download_button")}
 
 
@@ -260,7 +271,7 @@ def test_other_choices_than_those_of_the_results_are_told(start: Start) -> None:
 
 def test_a_row_opens_in_explore_and_all_is_there_on_return(start: Start) -> None:
     at = run(
-        start(), second="demo-tuned", labels="yes, no", method="labels", words="Lima, friend", made_of="A template", template="{question}"
+        start(), second="demo-tuned", labels="yes, no", method="labels", words="Lima, friend", made_of="Template", template="{question}"
     )
     at.button("evaluate_cell_0_0").click()
     settled(at)
@@ -307,6 +318,19 @@ def test_an_upload_outlives_a_visit_of_another_page(start: Start) -> None:
 
 
 # --- cancelled and resumed
+
+
+def test_it_goes_on_while_another_page_is_looked_at(start: Start) -> None:
+    at = start()
+    at.session_state["evaluate_set"] = "demo/train"
+    at.run()
+    at.button("evaluate_run").click()
+    at.run()
+    assert at.session_state["evaluating"].phase == "working"
+    go(at, "").run()
+    assert any(box.key == "prompt" for box in at.text_area)
+    settled(go(at, "evaluate"))
+    assert len(evaluation(at).reports[0].results) == 600
 
 
 def test_cancelled_it_goes_on_where_it_was(start: Start, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
@@ -368,7 +392,7 @@ def test_teacher_forced_without_labels(start: Start) -> None:
     assert "token accuracy" in set(table(at, "metrics")["metric"])
     assert "Without label words there is no confusion matrix" in texts(at, "caption")
     assert f"**{25 - report.n_right} rows that are wrong**" in texts(at, "markdown")
-    assert "Errors are explained of an evaluation by label words" in texts(at, "caption")
+    assert "Errors are explained of an evaluation by label words" in texts(look(at, WHY), "caption")
 
 
 def test_generated_text_with_a_pattern(start: Start) -> None:
@@ -399,7 +423,7 @@ def test_the_prompt_is_shown_as_the_model_receives_it(start: Start) -> None:
     settled(at)
     assert at.code[0].value == f"<bos><user> {ROWS[0]['question']}<assistant>"
     assert "Row 1, 23 tokens, right answer yes · scored after it: yes: `y` `e` `s` or `·yes`; no: `n` `o` or `·no`" in texts(at, "caption")
-    at.session_state["evaluate_made_of"] = "A template"
+    at.session_state["evaluate_made_of"] = "Template"
     at.session_state["evaluate_form"] = "Text"
     at.session_state["evaluate_template"] = "Q: {question} {{sure}}"
     settled(at)
@@ -443,7 +467,8 @@ def test_reasoning_is_not_traced(start: Start) -> None:
     if cells:
         at.button(cells[0]).click()
         settled(at)
-    assert "Errors are explained of answers that follow the prompt itself" in texts(at, "caption")
+    assert "Errors are explained of answers that follow the prompt itself" in texts(look(at, WHY), "caption")
+    look(at, "Rows")
     at.button("evaluate_explore_0").click()
     settled(at)
     assert at.session_state["why_token"] is None
@@ -520,12 +545,12 @@ def test_one_label_only_and_a_label_never_said(start: Start) -> None:
     at = run(at, 20, labels="yes,no", model="demo-tuned")
     assert 'All rows have the label "no"' in texts(at, "caption")
     assert 'The label "no" was never predicted.' in texts(at, "caption")
-    assert "No row of no is right, so that there is nothing to compare with." in texts(at, "caption")
+    assert "No row of no is right, so that there is nothing to compare with." in texts(look(at, WHY), "caption")
 
 
 def test_a_missing_column_and_unmatched_braces_are_said(start: Start) -> None:
     at = start()
-    at.session_state["evaluate_made_of"] = "A template"
+    at.session_state["evaluate_made_of"] = "Template"
     at.session_state["evaluate_template"] = "Review: {txt}"
     settled(at)
     assert 'No row of mixed.jsonl has a column "txt". Its columns: question, label' in texts(at, "error")
@@ -606,13 +631,17 @@ def test_configured_data_sets_are_on_the_menu(start: Start, tmp_path: Path) -> N
 
 
 def test_every_control_has_a_help_text(start: Start) -> None:
-    at = run(start(), 20, second="demo-tuned", method="generate", made_of="A template")
+    at = run(start(), 20, second="demo-tuned", method="generate", made_of="Template")
     assert silent(at) == []
-    at = run(at, 20, method="labels", made_of="A column")
+    at = run(at, 20, method="labels", made_of="Column")
     at.session_state["evaluate_place"] = "path"
     settled(at)
     assert silent(at) == []
     assert len(list(controls(at))) > 15
+    assert all(element.proto.help for element in at.multiselect)
+    at.session_state["evaluate_place"] = "upload"
+    settled(at)
+    assert at.file_uploader("evaluate_file").proto.help
 
 
 # --- pure parts

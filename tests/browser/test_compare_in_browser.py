@@ -49,8 +49,9 @@ def test_the_pair_from_difference_to_explore(page: ExplorePage) -> None:
 
     tab.get_by_role("tab", name="Heads and blocks").click()
     page.settle()
-    chart = tab.get_by_test_id("stPlotlyChart")
+    chart = tab.get_by_role("figure", name="Heat map of the change")
     cell = chart.locator(".heatmaplayer")
+    cell.wait_for()
     chart.evaluate("element => element.scrollIntoView({block: 'center'})")
     tab.wait_for_timeout(300)
     box = cell.bounding_box()

@@ -65,13 +65,6 @@ def test_from_a_run_to_the_cause_and_back(page: ExplorePage, tmp_path: Path) -> 
     expect(tab.get_by_text(f"{counts[2]} rows of no predicted as yes")).to_be_visible()
     assert tab.get_by_text(f"{counts[2]} rows of no predicted as yes").bounding_box()["y"] < 900  # type: ignore[index]
     page.shoot("evaluate-results")
-    tab.get_by_role("button", name="Save").click()
-    with tab.expect_download() as download:
-        tab.get_by_role("button", name="Report").click()
-    download.value.save_as(tmp_path / "report.html")
-    assert f"<td>{counts[2]}</td>" in (tmp_path / "report.html").read_text()
-    tab.keyboard.press("Escape")
-
     # A row of another cell, chosen with the mouse.
     cell(tab, 0, 0).click()
     page.settle()
@@ -106,6 +99,16 @@ def test_from_a_run_to_the_cause_and_back(page: ExplorePage, tmp_path: Path) -> 
     tab.set_viewport_size({"width": 1024, "height": 768})
     page.shoot("evaluate-why-1024")
     tab.set_viewport_size({"width": 1440, "height": 900})
+
+    # All of it as a file.
+    tab.get_by_role("button", name="Save").click()
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Report").click()
+    download.value.save_as(tmp_path / "report.html")
+    report = (tmp_path / "report.html").read_text()
+    assert f"<td>{counts[2]}</td>" in report
+    assert f"demo-tuned: {counts[2]} rows of no predicted as yes, against {counts[3]} that are right" in report
+    tab.keyboard.press("Escape")
 
     # One of them, in Explore.
     tab.get_by_role("tab", name="Rows").click()
