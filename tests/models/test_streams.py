@@ -9,7 +9,7 @@ import torch
 from families import CORE, token_ids
 from torch import Tensor
 
-from llm_tt.models import recording
+from llm_tt.models import memory, recording
 from llm_tt.models.transparent_llm import SummedStream
 
 #: Post-norms, scaled residuals, parallel blocks, experts, FFNs that add the stream themselves
@@ -73,8 +73,8 @@ def test_an_ffn_read_in_pieces_gives_what_it_gives_at_once(name: str, model: Cal
     assert bool(watched) == (name not in ("bloom", "mixtral"))
     outs = [layer.ffn._out for layer in llm._layers if getattr(layer.ffn, "module", None) is not None]
     handles = [out.register_forward_hook(lambda _, args, output: lengths.append(args[0].shape[1])) for out in outs]
-    monkeypatch.setattr(recording, "_FFN_ROWS", 10)
-    monkeypatch.setattr(recording, "_FFN_NUMBERS", 1)
+    monkeypatch.setattr(memory, "_FFN_ROWS", 10)
+    monkeypatch.setattr(memory, "_FFN_NUMBERS", 1)
     in_pieces = llm.trace(ids)
     for handle in handles:
         handle.remove()
