@@ -15,8 +15,10 @@ def hold(key: str, default: Any, among: Sequence[Any] | None = None) -> None:
     """
     value = held(key, default)
     if among is not None and value not in among:
-        value = default
-    st.session_state[key] = value
+        st.session_state[key] = default
+    elif key not in st.session_state:
+        # Only then: a value that is set in a run takes back what the user does to the widget meanwhile.
+        st.session_state[key] = value
 
 
 def held(key: str, default: Any = None) -> Any:

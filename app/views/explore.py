@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
-from app import address, session, timing
+from app import address, rest, session, timing
 from app.panels import (
     adding,
     chat,
@@ -37,8 +36,6 @@ from app.timing import part
 from llm_tt.engine.messages import ExplainPrediction, Explanation, TraceKey
 
 _POLL_SECONDS = 0.4
-_SEEN_SECONDS = 0.02
-"""Streamlit sends what was drawn every 10 ms, and forgets what it has not sent when the whole page is run again"""
 
 ExplainConversation = Conversation[ExplainPrediction, Explanation]
 
@@ -97,6 +94,8 @@ def show(service: Service) -> None:
     with right:
         side = st.container(key="side")
     with left:
+        with part("source strip"):
+            sources.show(service, explanation)
         _routes(service, trace)
         effects = asking.effects(service, explanation)
         with part("share and save"):
@@ -146,24 +145,19 @@ def _state(conversation: ExplainConversation) -> tuple[Any, ...]:
 
 @st.fragment
 def _routes(service: Service, trace: TraceKey) -> None:
-    """The graph and what decides how much of it there is. A fragment: a move of the threshold is seen here before the rest of the page follows."""
+    """The graph and how much of it is drawn. A fragment: it follows a move of the threshold at once, the whole page when the move is over."""
     pruning.EXPLORE.show()
-    conversation = session.conversation()
+    conversation, drawn = session.conversation(), st.session_state.drawn
     conversation.ask(service.engine, _question(trace))
     explanation, state = conversation.answer, _state(conversation)
-    follows = state != st.session_state.drawn
-    if explanation is None or (follows and conversation.phase != "answered"):
+    is_new = conversation.question != drawn[0]
+    if explanation is None or (state != drawn and (conversation.phase != "answered" or not is_new)) or rest.reached():
         st.rerun()
-    strip = st.container()
     with part("direct effects"):
         effects = asking.effects(service, explanation)
     with part("graph"):
         graph.show(explanation, effects)
-    with strip, part("source strip"):
-        sources.show(service, explanation)
-    if follows:
-        time.sleep(_SEEN_SECONDS)
-        st.rerun()
+    rest.watch(repr(conversation.question) if is_new else None)
 
 
 @st.fragment

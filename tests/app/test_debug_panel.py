@@ -143,9 +143,9 @@ def test_the_page_shows_it_in_debug_mode(start: Start) -> None:  # noqa: F811
     times = next(table for table in tables if list(table.columns) == ["what", "ms"])
     assert times["what"].tolist()[5:] == [
         "draw sidebar",
+        "draw source strip",
         "draw direct effects",
         "draw graph",
-        "draw source strip",
         "draw share and save",
         "draw predictions and question",
         "draw inspector",

@@ -1,7 +1,8 @@
 """How long a click takes, in a real browser: from the key or the button that goes down to the new picture.
 
-The aims are 150 ms for a moved threshold and 300 ms for a head or a neuron; what was measured is in benchmarks/RESULTS.md. A server and a browser
-without a GPU share two cores here, so that the tests allow three times as much: they see what becomes slow, not what is a little late.
+The aims are 150 ms for a moved threshold and 300 ms for a head or a neuron; what was measured is in benchmarks/RESULTS.md. Of the latter Streamlit's tables take
+150 ms by waiting whether another row is clicked. A server and a browser without a GPU share two cores here, so that the test of a click allows
+twice as much: it sees what becomes slow, not what is a little late.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from transformers import LlamaConfig
 
 N_TOKENS, N_LAYERS = 256, 32
 _ROUNDS, _CLICKS = 4, 5
-_THRESHOLD_MS, _CLICK_MS, _SLACK = 150, 300, 3
+_THRESHOLD_MS, _CLICK_MS, _SLACK = 150, 300, 2
 
 # Starts at the next key or button that goes down, ends when the frame is drawn in which the condition holds.
 _STOPWATCH = """([element, condition, argument]) => {
@@ -45,6 +46,8 @@ def milliseconds(page: ExplorePage, act: Callable[[], None], condition: str, arg
     act()
     page.page.wait_for_function("() => window.elapsed !== null")
     elapsed = page.page.evaluate("() => window.elapsed")
+    # Until the rest of the page has followed, too: what is measured is a click on a page that stands still.
+    page.page.wait_for_timeout(400)
     page.settle()
     page.page.wait_for_timeout(100)
     return elapsed
@@ -109,7 +112,7 @@ def test_a_moved_threshold_is_drawn_soon_with_256_tokens_and_32_layers(browser: 
 
     press(0)
     press(1)  # Both thresholds were computed once; what is measured is a move.
-    assert best_median(press, _THRESHOLD_MS) <= _SLACK * _THRESHOLD_MS
+    assert best_median(press, _THRESHOLD_MS) <= _THRESHOLD_MS
     assert page.data("mounts") == 1
     tab.close()
 

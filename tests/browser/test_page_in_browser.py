@@ -106,7 +106,7 @@ def test_prompt_continuation_and_threshold_are_in_view(browser: Browser, app: Ap
         assert box(control)["right"] <= box(sidebar)["right"]
     for control in (page.page.get_by_role("slider", name="Threshold"), page.page.get_by_text("Renormalise", exact=True)):
         assert box(sidebar)["right"] < box(control)["left"]
-        assert 0 < box(control)["top"] < box(control)["bottom"] < box(page.page.get_by_test_id("sources"))["top"]
+        assert box(page.page.get_by_test_id("sources"))["bottom"] < box(control)["top"] < box(control)["bottom"] < box(page.graph)["top"]
         assert box(control)["right"] <= box(page.graph)["right"]
     tools = [box(page.page.get_by_role("button", name=name, exact=True)) for name in ("Add", "Memory", "Device")]
     assert len({tool["top"] for tool in tools}) == 1, "the buttons of the model are not in one row"
