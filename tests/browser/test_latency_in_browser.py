@@ -1,8 +1,8 @@
 """How long a click takes, in a real browser: from the key or the button that goes down to the new picture.
 
-The aims are 150 ms for a moved threshold and 300 ms for a head or a neuron; what was measured is in benchmarks/RESULTS.md. Of the latter Streamlit's tables take
-150 ms by waiting whether another row is clicked. A server and a browser without a GPU share two cores here, so that the test of a click allows
-twice as much: it sees what becomes slow, not what is a little late.
+The aims are 150 ms for a moved threshold and 300 ms for a head or a neuron; what was measured is in benchmarks/RESULTS.md. Of the latter
+Streamlit's tables take 150 ms by waiting whether another row is clicked. A server and a browser without a GPU share two cores here, so that
+the test of a click allows twice as much: it sees what becomes slow, not what is a little late.
 """
 
 from __future__ import annotations
