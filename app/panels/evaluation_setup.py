@@ -100,8 +100,7 @@ def show(service: Service) -> Setup:
     template = scoring = None
     slices: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    ways: tuple[str, ...] = ()
-    shots = 1
+    ways = _Ways(())
     if data is not None and not data.columns:
         problems.found.append(f"The rows of {data.name} have no column. Choose other data.")
         with left:
@@ -109,8 +108,8 @@ def show(service: Service) -> Setup:
     elif data is not None and source is not None:
         with middle:
             template = _template(service, data, source, problems)
-            ways, shots = _ways(service)
-            if not ways:
+            ways = _ways(service, problems)
+            if not ways.names:
                 problems.found.append("Choose at least one way to ask.")
         with right:
             scoring = _scoring(service, data, template, problems)
@@ -123,7 +122,7 @@ def show(service: Service) -> Setup:
     missing = missing or (problems.found[0] if problems.found else "")
     if missing or source is None or template is None or scoring is None:
         return Setup(None, data, missing)
-    return Setup(Evaluate(models, source, template, scoring, ways, shots, slices, words), data, "")
+    return Setup(Evaluate(models, source, template, scoring, ways.names, ways.shots, ways.rows, slices, words), data, "")
 
 
 # --- models and rows
@@ -313,10 +312,18 @@ def _template(service: Service, data: DataPreview, source: DataSource, problems:
     return None
 
 
-def _ways(service: Service) -> tuple[tuple[str, ...], int]:
-    """In which ways the models are asked, and with how many examples of each label."""
+@dataclass(frozen=True)
+class _Ways:
+    """In which ways the models are asked; for few-shot, how many examples of each label, or the rows to take instead."""
+
+    names: tuple[str, ...]
+    shots: int = 1
+    rows: tuple[int, ...] = ()
+
+
+def _ways(service: Service, problems: _Problems) -> _Ways:
     if service.config.demo_mode:
-        return ("zero-shot",), 1
+        return _Ways(("zero-shot",))
     one, two = st.columns([3, 2])
     with one:
         kept.hold("evaluate_ways", ["zero-shot"])
@@ -328,10 +335,10 @@ def _ways(service: Service) -> tuple[tuple[str, ...], int]:
             help="Several are compared like several models.\n\n" + "\n\n".join(f"**{name}.** {what}" for name, what in _WAYS.items()),
         )
         ways = tuple(name for name in _WAYS if name in kept.held("evaluate_ways"))
+    if "few-shot" not in ways:
+        return _Ways(ways)
     with two:
         kept.hold("evaluate_shots", 1)
-        if "few-shot" not in ways:
-            return ways, 1
         st.number_input(
             "Examples of each label",
             1,
@@ -339,7 +346,20 @@ def _ways(service: Service) -> tuple[tuple[str, ...], int]:
             key="evaluate_shots",
             help="Few-shot: drawn from these rows by chance, always the same ones; a row that is an example is not evaluated few-shot.",
         )
-        return ways, int(kept.held("evaluate_shots"))
+    kept.hold("evaluate_shot_rows", "")
+    st.text_input(
+        "Example rows",
+        key="evaluate_shot_rows",
+        placeholder="drawn by chance",
+        help="Few-shot: the numbers of the rows to show as examples, in this order, as 3, 17. Left empty, they are drawn.",
+    )
+    parts = [part.strip() for part in kept.held("evaluate_shot_rows").split(",") if part.strip()]
+    with problems.said():
+        for part in parts:
+            if not part.isdecimal():
+                raise LlmTtError(f'"{part}" is no number of a row. Write the numbers of the example rows as 3, 17.')
+        return _Ways(ways, int(kept.held("evaluate_shots")), tuple(map(int, parts)))
+    return _Ways(ways)
 
 
 def _text_column(data: DataPreview) -> str:
@@ -385,10 +405,10 @@ def _scoring(service: Service, data: DataPreview, template: Template | None, pro
             "values are taken" + ("; where they are many, every answer is scored as it is." if kind == "forced" else ", if they are few."),
         )
         typed = kept.held("evaluate_labels").strip()
-    pattern = json_field = None
+    pattern = json_field = schema = None
     n_tokens = 16
     if kind == "generate":
-        pattern, json_field, n_tokens = _reading(service)
+        pattern, json_field, schema, n_tokens = _reading(service)
     with problems.said():
         labels = parse_labels(typed) if typed else tuple(Label(value, value) for value in automatic)
         if not labels and kind != "forced":
@@ -401,11 +421,12 @@ def _scoring(service: Service, data: DataPreview, template: Template | None, pro
             n_tokens=n_tokens,
             pattern=pattern or None,
             json_field=json_field or None,
+            schema=schema or None,
         )
     return None
 
 
-def _reading(service: Service) -> tuple[str, str, int]:
+def _reading(service: Service) -> tuple[str, str, str, int]:
     """How a label is read from what was generated."""
     first, second, third = st.columns([4, 4, 3])
     with first:
@@ -425,7 +446,20 @@ def _reading(service: Service) -> tuple[str, str, int]:
     with third:
         kept.hold("evaluate_tokens", 16)
         st.number_input("Tokens", 1, MOST_TOKENS, key="evaluate_tokens", help="How many tokens are generated for a row, at most.")
-    return kept.held("evaluate_pattern"), kept.held("evaluate_field").strip(), int(kept.held("evaluate_tokens"))
+    field = kept.held("evaluate_field").strip()
+    schema = ""
+    if field:
+        kept.hold("evaluate_schema", "")
+        st.text_area(
+            "JSON schema",
+            key="evaluate_schema",
+            height=80,
+            placeholder="any object",
+            max_chars=service.config.max_user_string_length,
+            help="What the object must fit, else it counts as no answer: a JSON schema (draft 2020-12) with the field among its properties.",
+        )
+        schema = kept.held("evaluate_schema").strip()
+    return kept.held("evaluate_pattern"), field, schema, int(kept.held("evaluate_tokens"))
 
 
 def _label_column(data: DataPreview, template: Template | None) -> str:

@@ -202,6 +202,8 @@ class Evaluations:
             raise RequestError(
                 f'The label word "{longest[:40]}..." has {len(longest)} characters, but this server allows {limit}. Shorten it.'
             )
+        if limit is not None and scoring.schema is not None and len(scoring.schema) > limit:
+            raise RequestError(f"The JSON schema has {len(scoring.schema)} characters, but this server allows {limit}. Shorten it.")
 
     def _require_template(self, template: Template) -> None:
         """What the configuration says about prompts holds for templates, which are parts of them."""
@@ -228,7 +230,7 @@ class Evaluations:
 
     def _sides(self, question: Evaluate, progress: Progress) -> tuple[DataSet, tuple[Side, ...]]:
         """The rows, and each model asked in each way. What is wrong with either is known before any model is loaded."""
-        from llm_tt.analysis.strategies import examples_per_label, name_of, strategies_named
+        from llm_tt.analysis.strategies import examples_per_label, name_of, rows_numbered, strategies_named
 
         models, ways = question.models, question.strategies
         if not models or len(models) * len(ways) > MOST_SIDES:
@@ -240,9 +242,12 @@ class Evaluations:
             raise RequestError("This server shows prepared prompts only, and other ways to ask add text to them. Ask zero-shot.")
         self._require_allowed(question.template, question.scoring)
         data = self._usable(question.source, question.template, progress)
-        examples = (
-            examples_per_label(data, question.template, question.scoring, question.shots, seed=question.seed) if "few-shot" in ways else ()
-        )
+        if "few-shot" not in ways:
+            examples = ()
+        elif question.shot_rows:
+            examples = rows_numbered(data, question.shot_rows)
+        else:
+            examples = examples_per_label(data, question.template, question.scoring, question.shots, seed=question.seed)
         made = strategies_named(ways, question.template, question.scoring, examples=examples)
         sides = tuple(
             Side(

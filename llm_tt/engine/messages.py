@@ -324,6 +324,8 @@ class Evaluate:
     strategies: tuple[str, ...] = ("zero-shot",)
     shots: int = 1
     """few-shot: rows of each label, drawn from these very rows and then not evaluated"""
+    shot_rows: tuple[int, ...] = ()
+    """few-shot: the numbers of the rows to take instead"""
     slices: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     seed: int = 0

@@ -461,6 +461,36 @@ def test_ways_to_ask_against_each_other(start: Start) -> None:
     assert at.button("evaluate_run").disabled
 
 
+def test_examples_are_chosen_by_their_rows(start: Start) -> None:
+    at = run(start(), 30, model="demo-tuned", ways=["few-shot"], shot_rows="9, 4")
+    answer = evaluation(at)
+    assert answer.question.shot_rows == (9, 4)
+    assert [text for text, _ in answer.sides[0].template.examples] == [ROWS[8]["question"], ROWS[3]["question"]]
+    assert sorted(result.number for result in answer.reports[0].results) == [n for n in range(1, 31) if n not in (4, 9)]
+    at.session_state["evaluate_shot_rows"] = "9, four"
+    settled(at)
+    assert '"four" is no number of a row. Write the numbers of the example rows as 3, 17.' in texts(at, "error", "caption")
+    assert at.button("evaluate_run").disabled
+
+
+def test_a_schema_goes_with_a_json_field(start: Start) -> None:
+    schema = '{"type": "object", "properties": {"risk": {"enum": ["yes", "no"]}}, "required": ["risk"]}'
+    at = start()
+    at.session_state["evaluate_method"] = "generate"
+    settled(at)
+    assert not [area for area in at.text_area if area.key == "evaluate_schema"]
+    at.session_state["evaluate_field"] = "risk"
+    settled(at)
+    at.session_state["evaluate_schema"] = '{"properties": {"label": {}}}'
+    settled(at)
+    assert 'The JSON schema has no property "risk"' in texts(at, "error", "caption")
+    at = run(at, 4, schema=schema)
+    assert evaluation(at).question.scoring.schema == schema
+    assert all(result.predicted is None for result in evaluation(at).reports[0].results), (
+        "the demo model writes no JSON, and nothing is guessed"
+    )
+
+
 def test_reasoning_is_not_traced(start: Start) -> None:
     at = run(start(), 12, model="demo-tuned", ways=["step-by-step"])
     cells = [key for key, n in buttons(at).items() if key in ("evaluate_cell_0_1", "evaluate_cell_1_0") and n != "0"]

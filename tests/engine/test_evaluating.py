@@ -134,6 +134,14 @@ def test_several_ways_to_ask(make: Callable[..., LocalEngine], pair: dict[str, A
     assert found.names == ("zero-shot", "few-shot", "structured")
     assert content(found.comparison) == content(expected)
     assert len(found.reports[1].results) == 26
+    chosen = make().answer(asked(30, strategies=("few-shot",), shot_rows=(9, 4)))
+    (shown,) = llm_tt.strategies_named(
+        ("few-shot",), CHAT, BY_LABELS, examples=[row for n in (9, 4) for row in data.rows if row.number == n]
+    )
+    assert chosen.sides[0].template == shown.template
+    assert [text for text, _ in chosen.sides[0].template.examples] == [data.rows[n - 1].values["question"] for n in (9, 4)]
+    assert {9, 4}.isdisjoint(result.number for result in chosen.reports[0].results)
+    assert len(chosen.reports[0].results) == 28
     both = make().answer(asked(30, models=(DEMO, TUNED), strategies=("zero-shot", "few-shot")))
     assert both.names == ("demo: zero-shot", "demo: few-shot", "demo-tuned: zero-shot", "demo-tuned: few-shot")
     why = make().answer(ExplainErrors(asked(strategies=("few-shot", "zero-shot")), 1, "no", "yes", most=4))
@@ -147,6 +155,8 @@ def test_ways_that_cannot_be_asked(make: Callable[..., LocalEngine]) -> None:
         ({"strategies": ("zero-shot", "zero-shot")}, "is there twice"),
         ({"strategies": ()}, "1 models in 0 ways|No strategy is named"),
         ({"strategies": ("few-shot",), "shots": 90}, "but 90 are to be examples"),
+        ({"strategies": ("few-shot",), "shot_rows": (9, 4000)}, "has no row 4000 that can be read"),
+        ({"strategies": ("few-shot",), "shot_rows": (9, 9)}, "Row 9 is named twice"),
     ):
         with pytest.raises(RequestError, match=message):
             engine.answer(asked(**changes))
