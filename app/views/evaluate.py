@@ -28,12 +28,13 @@ _NAMED = 8
 
 def show(service: Service) -> None:
     timing.begin(service.config.debug)
-    kept.hold("evaluate_setup", True)
-    found = session.evaluating().answer
+    found, is_open = session.evaluating().answer, kept.held("evaluate_setup", True)
     if found is not None and _is_new(found):
         # The results take the choices' place; they are a click away.
-        st.session_state.evaluate_setup = False
+        is_open = False
         evaluation_examples.begin(found)
+    # In every run: the one in which it closes may be cut off by the next.
+    st.session_state.evaluate_setup = is_open
     with st.expander("What is evaluated", icon=":material/tune:", key="evaluate_setup", on_change="rerun"):
         with part("setup"):
             setup = evaluation_setup.show(service)

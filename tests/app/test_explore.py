@@ -62,7 +62,7 @@ def errors(at: AppTest) -> list[str]:
 
 def frame(at: AppTest) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What the component was sent."""
-    (component,) = at.get("bidi_component")
+    (component,) = (sent for sent in at.get("bidi_component") if sent.proto.bytes)
     return unpack(component.proto.bytes)
 
 

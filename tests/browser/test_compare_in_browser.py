@@ -7,23 +7,16 @@ from collections.abc import Iterator
 import pytest
 from explore_page import ExplorePage
 from playwright.sync_api import Browser, expect
-from running_app import SCREENSHOTS, App
+from running_app import App
 
 EDGE = {"type": "edge", "key": "attention", "from": "I2_13", "to": "A3_20"}
 
 
-@pytest.fixture(params=["light", "dark"])
-def page(browser: Browser, app: App, request: pytest.FixtureRequest) -> Iterator[ExplorePage]:
-    tab = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme=request.param)
+@pytest.fixture
+def page(browser: Browser, app: App) -> Iterator[ExplorePage]:
+    tab = browser.new_page(viewport={"width": 1440, "height": 900})
     yield ExplorePage(tab).open(f"{app.url}/compare")
     tab.close()
-
-
-def screenshot(page: ExplorePage, name: str) -> None:
-    SCREENSHOTS.mkdir(exist_ok=True)
-    theme = page.page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light'")
-    page.page.wait_for_timeout(500)
-    page.page.screenshot(path=SCREENSHOTS / f"compare-{name}-{theme}.png")
 
 
 def test_the_pair_from_difference_to_explore(page: ExplorePage) -> None:
@@ -32,7 +25,7 @@ def test_the_pair_from_difference_to_explore(page: ExplorePage) -> None:
     assert page.graph.get_attribute("data-coloring") == "effect"
     expect(tab.get_by_test_id("graph-effect-scale")).to_contain_text("+0.332 change")
     assert page.data("n-edges") == 94
-    screenshot(page, "difference")
+    page.shoot("compare-difference")
 
     at = page.locate(EDGE)
     tab.mouse.move(at["x"], at["y"])
@@ -45,7 +38,7 @@ def test_the_pair_from_difference_to_explore(page: ExplorePage) -> None:
     expect(side).to_contain_text("attention edge")
     expect(side).to_contain_text("0.003 \u2192 0.335")
     expect(tab.get_by_test_id("graph-status")).to_contain_text("in demo-tuned only")
-    screenshot(page, "edge")
+    page.shoot("compare-edge")
 
     tab.get_by_role("tab", name="Heads and blocks").click()
     page.settle()
@@ -62,14 +55,14 @@ def test_the_pair_from_difference_to_explore(page: ExplorePage) -> None:
     expect(side).to_contain_text("+1.436 \u2192 +8.979")
     page.settle()
     assert page.data("n-highlighted") >= 1
-    screenshot(page, "head")
+    page.shoot("compare-head")
 
     tab.get_by_role("tab", name="Answers").click()
     tab.get_by_role("button", name="Generate on both").click()
     for index, answer in enumerate(("\u00b7no", "\u00b7yes")):
         differing = tab.get_by_test_id(f"compared-answer-{index}").locator("[data-differs=true]")
         expect(differing).to_have_text([answer], timeout=30_000)
-    screenshot(page, "answers")
+    page.shoot("compare-answers")
 
     tab.get_by_role("button", name="Explore demo-tuned").click()
     expect(tab.locator(".st-key-predictions_head")).to_be_visible(timeout=60_000)
@@ -78,7 +71,7 @@ def test_the_pair_from_difference_to_explore(page: ExplorePage) -> None:
     expect(tab.get_by_role("combobox", name="Model")).to_have_value("demo-tuned")
     expect(tab.get_by_test_id("graph-status")).to_contain_text("layer 3")
     expect(side).to_contain_text("\u00b7yes \u2212 \u00b7no")
-    screenshot(page, "explore")
+    page.shoot("compare-explore")
 
     tab.get_by_role("link", name="Compare").click()
     expect(tab.get_by_test_id("graph-effect-scale")).to_contain_text("change", timeout=60_000)

@@ -119,6 +119,18 @@ def test_from_a_run_to_the_cause_and_back(page: ExplorePage, tmp_path: Path) -> 
     tab.get_by_role("link", name="Evaluate").click()
     tab.get_by_text(f"{counts[2]} rows of no predicted as yes", exact=True).wait_for(timeout=_TIMEOUT)
     page.settle()
+    # And in Compare: what both models do with it.
+    tab.get_by_role("tab", name="Rows").click()
+    tab.get_by_role("button", name="Compare", exact=True).click()
+    page.wait_for_graph()
+    expect(tab.get_by_test_id("graph-effect-scale")).to_contain_text("change")
+    expect(tab.locator(".st-key-side")).to_contain_text("\u00b7yes - \u00b7no")
+    assert [tab.get_by_role("combobox", name=name).input_value() for name in ("First model", "Second model")] == ["demo", "demo-tuned"]
+    assert "lima" in tab.get_by_role("textbox", name="Prompt: user").input_value().lower()
+    page.shoot("evaluate-compared")
+    tab.get_by_role("link", name="Evaluate").click()
+    tab.get_by_text(f"{counts[2]} rows of no predicted as yes", exact=True).wait_for(timeout=_TIMEOUT)
+    page.settle()
     tab.get_by_role("tab", name="Why these errors").click()
     expect(tab.get_by_test_id("why-strips")).to_be_visible()
     # What was chosen is as it was.
