@@ -59,7 +59,7 @@ def test_from_a_run_to_the_cause_and_back(page: ExplorePage, tmp_path: Path) -> 
     tab.get_by_text("Click a cell for its rows.").wait_for(timeout=_TIMEOUT)
     page.settle()
     # The choices have given way to the results, which begin on the first screen.
-    assert not tab.get_by_role("combobox", name="Against").is_visible()
+    expect(tab.get_by_role("combobox", name="Against")).not_to_be_visible()
     counts = [int(cell(tab, truth, predicted).inner_text()) for truth in (0, 1) for predicted in (0, 1)]
     assert sum(counts) == N
     expect(tab.get_by_text(f"{counts[2]} rows of no predicted as yes")).to_be_visible()
@@ -124,7 +124,7 @@ def test_from_a_run_to_the_cause_and_back(page: ExplorePage, tmp_path: Path) -> 
     tab.get_by_role("button", name="Compare", exact=True).click()
     page.wait_for_graph()
     expect(tab.get_by_test_id("graph-effect-scale")).to_contain_text("change")
-    expect(tab.locator(".st-key-side")).to_contain_text("\u00b7yes - \u00b7no")
+    expect(tab.locator(".st-key-side")).to_contain_text("\u00b7yes \u2212 \u00b7no")
     assert [tab.get_by_role("combobox", name=name).input_value() for name in ("First model", "Second model")] == ["demo", "demo-tuned"]
     assert "lima" in tab.get_by_role("textbox", name="Prompt: user").input_value().lower()
     page.shoot("evaluate-compared")
