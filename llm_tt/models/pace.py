@@ -21,6 +21,8 @@ _ENOUGH = 0.15
 """Seconds of a run after which no longer one is needed to tell what a token costs"""
 _REPEATS = 2
 _ATTENTION_LENGTH = 1024
+_PATIENCE = 4.0
+"""Seconds that a run over so many tokens may take"""
 
 
 def estimate_trace(llm: TransparentLlm, prompt: PromptLike | int, pace: Pace | None = None) -> TraceEstimate:
@@ -46,19 +48,26 @@ def measured_pace(llm: TransparentLlm, progress: Progress = silent, clock: Calla
         clock: seconds; of the wall, where nothing else is given.
     """
     runs: list[tuple[int, float]] = []
-    for number, length in enumerate(_LENGTHS):
-        if length > llm.info.n_ctx:
-            break
-        progress(f"Measuring how fast {llm.info.name} is", number / len(_LENGTHS))
+
+    def run(length: int) -> float:
+        progress(f"Measuring how fast {llm.info.name} is", len(runs) / (len(_LENGTHS) + 1))
         ids = [(7 + 101 * index) % llm.info.d_vocab for index in range(length)]
-        seconds = min(_seconds(llm.info.device, clock, lambda ids=ids: llm.trace(ids)) for _ in range(_REPEATS))
+        seconds = min(_seconds(llm.info.device, clock, lambda: llm.trace(ids)) for _ in range(_REPEATS))
         runs.append((length, seconds))
-        if seconds > _ENOUGH:
+        return seconds
+
+    for length in _LENGTHS:
+        if length > llm.info.n_ctx or run(length) > _ENOUGH:
             break
     if not runs:
-        ids = [7 % llm.info.d_vocab] * llm.info.n_ctx
-        runs.append((len(ids), _seconds(llm.info.device, clock, lambda: llm.trace(ids))))
-    return Pace.fitted(runs, _attention_seconds(llm.info, clock))
+        run(llm.info.n_ctx)
+    pace = Pace.fitted(runs, _attention_seconds(llm.info, clock))
+    if llm.info.attention == "eager" and llm.info.n_ctx >= _ATTENTION_LENGTH and pace.seconds(_ATTENTION_LENGTH) < _PATIENCE:
+        # Memory decides what eager attention takes, and how a process gets its memory changes while it lives: only a run itself tells.
+        run(_ATTENTION_LENGTH)
+        for length, seconds in runs[-2:]:
+            pace = pace.after(length, seconds)
+    return pace
 
 
 def _attention_seconds(info: ModelInfo, clock: Callable[[], float]) -> float:
