@@ -19,7 +19,15 @@ _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 _FIELDS = ("path", "adapter", "name", "base", "dtype", "device", "chat_template", "revision")
 
 
-@st.dialog("Add a model", width="medium", icon=":material/add:", on_dismiss=session.close_dialog)
+def _close() -> None:
+    """Keep what is typed, the last field too, and forget the widgets: opened again before Streamlit does, they would be empty."""
+    adding = session.adding()
+    typed = {name: st.session_state.pop(_key(name)) for name in _FIELDS if _key(name) in st.session_state}
+    adding.typed = {**adding.typed, **typed}
+    session.close_dialog()
+
+
+@st.dialog("Add a model", width="medium", icon=":material/add:", on_dismiss=_close)
 def show(service: Service) -> None:
     adding = session.adding()
     conversation = adding.conversation

@@ -391,7 +391,7 @@ async ([kind, frames]) => {
 
 
 def test_80_layers_of_500_tokens_pan_and_zoom_smoothly(open_graph: Opener) -> None:
-    """What we do in a frame is timed, not when the browser shows it; and each frame thrice, since other processes can only make it slower."""
+    """What we do in a frame is timed, not when the browser shows it; and each frame up to thrice, since other processes can only make it slower."""
     graph = open_graph(synthetic_frame(80, 500, density=1))
     assert graph.data("n-edges") > 190_000
     screenshot(graph, "80-layers")
@@ -408,8 +408,10 @@ def test_80_layers_of_500_tokens_pan_and_zoom_smoothly(open_graph: Opener) -> No
                 assert len(draws) == 120, "frames were left out"
                 repeats.append(draws)
                 rates.append(1000 / statistics.median(intervals))
-            fastest = np.min(repeats, axis=0)
-            median, slow = float(np.median(fastest)), float(np.quantile(fastest, 0.95))
+                fastest = np.min(repeats, axis=0)
+                median, slow = float(np.median(fastest)), float(np.quantile(fastest, 0.95))
+                if median <= FRAME_MS and slow <= SLOW_FRAME_MS:
+                    break
             print(f"columns of {columns:.0f} px, {kind}: {median:.1f} ms a frame, 95 % below {slow:.1f} ms; {max(rates):.0f} fps")
             assert median <= FRAME_MS
             assert slow <= SLOW_FRAME_MS
