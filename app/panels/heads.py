@@ -24,6 +24,7 @@ _COLORS = "Cividis"
 _MARK = "#E69F00"
 _LABEL_LENGTH = 16
 _LABEL_PIXELS = 18
+_CHARACTER_PIXELS = 6
 _TABLE_HEIGHT = 248
 _CHART = {"displayModeBar": False}
 
@@ -187,10 +188,12 @@ def heatmap(report: HeadReport, texts: Sequence[str], kind: str, height: int = 3
         hovertemplate="from %{x} to %{y}: %{z:.3f}<br>" + other_name + " %{customdata:.3f}<extra></extra>",
         hoverongaps=False,
     )
+    # Found by plotly itself, margins would have it draw each map twice: too late for a click.
+    label_width = _CHARACTER_PIXELS * max(len(_shown(texts[position])) + len(str(position)) for position in {*rows, *columns})
     # All at once: changing the layout of a figure costs plotly more than making it.
     layout = {
         "height": height,
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        "margin": {"l": 28 + label_width, "r": 56, "t": 8, "b": 32 + label_width, "autoexpand": False},
         "xaxis": {**_axis("from", columns, texts, height), "tickangle": -60},
         "yaxis": {**_axis("to", rows, texts, height), "autorange": "reversed"},
         "plot_bgcolor": "rgba(0,0,0,0)",
@@ -213,13 +216,16 @@ def map_csv(report: HeadReport, texts: Sequence[str]) -> str:
 
 def label(text: str, position: int) -> str:
     """A token on an axis, one label a position. Plotly reads some HTML in labels, and Unicode's marks of direction would turn the line around."""
+    return f"{escape(_shown(text), quote=False)}<sub>{position}</sub>"
+
+
+def _shown(text: str) -> str:
     shown = "".join(character if character.isprintable() else "\ufffd" for character in visible(text))
-    shown = shown if len(shown) <= _LABEL_LENGTH else shown[: _LABEL_LENGTH - 1] + "…"
-    return f"{escape(shown, quote=False)}<sub>{position}</sub>"
+    return shown if len(shown) <= _LABEL_LENGTH else shown[: _LABEL_LENGTH - 1] + "…"
 
 
 def _axis(name: str, window: range, texts: Sequence[str], height: int) -> dict[str, Any]:
     title = name if len(window) == len(texts) else f"{name} (tokens {window.start} to {window.stop - 1} of {len(texts)})"
-    axis: dict[str, Any] = {"type": "category", "showgrid": False, "title": {"text": title}, "tickfont": {"size": 10}}
+    axis: dict[str, Any] = {"type": "category", "showgrid": False, "automargin": False, "title": {"text": title}, "tickfont": {"size": 10}}
     # Every token has its label where they do not overlap; else plotly leaves some out.
     return axis | ({"dtick": 1} if len(window) * _LABEL_PIXELS <= height else {})

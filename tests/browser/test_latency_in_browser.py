@@ -2,7 +2,7 @@
 
 The aims are 150 ms for a moved threshold and 300 ms for a head or a neuron; what was measured is in benchmarks/RESULTS.md. Of the latter
 Streamlit's tables take 150 ms by waiting whether another row is clicked. A server and a browser without a GPU share two cores here, so that
-the tests allow half as much again for the threshold and twice as much for a click: they see what becomes slow, not what is a little late.
+the tests allow half as much again: they see what becomes slow, not what is a little late.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import LlamaConfig
 N_TOKENS, N_LAYERS = 256, 32
 _ROUNDS, _CLICKS = 4, 5
 _THRESHOLD_MS, _CLICK_MS = 150, 300
+_ALLOWANCE = 1.5
 
 # Starts at the next key or button that goes down, ends when the frame is drawn in which the condition holds.
 _STOPWATCH = """([element, condition, argument]) => {
@@ -112,7 +113,7 @@ def test_a_moved_threshold_is_drawn_soon_with_256_tokens_and_32_layers(browser: 
 
     press(0)
     press(1)  # Both thresholds were computed once; what is measured is a move.
-    assert best_median(press, _THRESHOLD_MS) <= 1.5 * _THRESHOLD_MS
+    assert best_median(press, _THRESHOLD_MS) <= _ALLOWANCE * _THRESHOLD_MS
     assert page.data("mounts") == 1
     tab.close()
 
@@ -138,5 +139,5 @@ def test_a_head_or_a_neuron_is_shown_soon_after_the_click(browser: Browser, app:
         )
 
     click(0)
-    assert best_median(click, _CLICK_MS) <= 2 * _CLICK_MS
+    assert best_median(click, _CLICK_MS) <= _ALLOWANCE * _CLICK_MS
     tab.close()
