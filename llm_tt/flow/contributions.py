@@ -363,9 +363,10 @@ def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[Atte
             total = torch.where(total > 0, total, 1.0)
             edges = edges.div_(total[:, None, None]).cpu().contiguous()
             strong = _strong(edges)
+            found = edges.numpy()
             # Copied, since a slice would keep the rows of all positions alive.
             rows += [
-                AttentionRow(edges[index, : position + 1].clone(memory_format=torch.contiguous_format), share, strong[index])
+                AttentionRow(torch.from_numpy(found[index, : position + 1].copy()), share, strong[index])
                 for index, (position, share) in enumerate(zip(piece, (residual / total).tolist(), strict=True))
             ]
         return rows
@@ -395,7 +396,8 @@ def _edge_proximities(
     n_heads, _, n_sources = alpha.shape
     n_groups = values.shape[0]
     signs = _signs(whole) if factors is None else _signs(whole) * factors
-    aligned = torch.einsum("pd,hed->hpe", signs, weight)
+    # One product with the output projection as it lies in memory.
+    aligned = (signs @ weight.reshape(-1, weight.shape[-1]).T).view(len(signs), n_heads, -1).transpose(0, 1)
     if gate is not None:
         aligned = aligned * gate
     aligned = aligned.reshape(n_groups, -1, values.shape[-1])
@@ -431,7 +433,9 @@ def _edge_proximities(
         pairs, unit = torch.unique((h - first) * n_sources + j, return_inverse=True)
         per_head = (pairs % n_sources).split(torch.bincount(pairs // n_sources, minlength=last - first).tolist())
         n_shared = n_heads // n_groups
-        units = torch.cat([values[i // n_shared, sources] @ weight[i] for i, sources in enumerate(per_head, first)])
+        units = values.new_empty(len(pairs), whole.shape[-1])
+        for i, (sources, room) in enumerate(zip(per_head, units.split([len(sources) for sources in per_head]), strict=True), first):
+            torch.mm(values[i // n_shared].index_select(0, sources), weight[i], out=room)
         result[h, p, j] = _open_proximities(units, alpha[h, p, j], result[h, p, j], whole, unit, p, factors, n_larger[here], small)
     return result.permute(1, 2, 0)
 

@@ -70,11 +70,13 @@ def in_pieces(module: nn.Module | None, n_rows: int) -> Iterator[None]:
     whole = module.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if x.ndim != 3 or x.shape[1] <= n_rows or args or kwargs:
+        if x.ndim != 3 or len(x) != 1 or x.shape[1] <= n_rows or args or kwargs:
             return whole(x, *args, **kwargs)
         out = torch.empty_like(x)
         for start in range(0, x.shape[1], n_rows):
-            out[:, start : start + n_rows] = whole(x[:, start : start + n_rows])
+            # A slice of all of x would be multiplied as a batch, which takes longer.
+            piece = x[0, start : start + n_rows]
+            out[0, start : start + n_rows] = whole(piece[None])[0]
         return out
 
     # In the instance's own dictionary, where nothing of the library looks, and gone afterwards.

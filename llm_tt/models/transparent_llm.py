@@ -72,7 +72,7 @@ class SummedStream:
     """what was added to it since, in the model's order; those of a group were added to each other first"""
 
     def rows(self, positions: Sequence[int]) -> Tensor:
-        chosen = list(positions)
+        chosen = torch.as_tensor(list(positions), dtype=torch.long)
         total = self.start[chosen]
         for group in self.added:
             part = group[0][chosen]
@@ -140,7 +140,8 @@ class BlockActivations:
         mixed = (rows.reshape(n_groups, -1, rows.shape[-1]) @ self.values.float()).view(n_heads, len(positions), -1)
         if self.gate is not None:
             mixed = mixed * self.gate[list(positions)].float().transpose(0, 1)
-        total = torch.einsum("hpe,hed->pd", mixed, weight)
+        # One product with the projection as it lies in memory.
+        total = mixed.transpose(0, 1).reshape(len(positions), -1) @ weight.reshape(-1, weight.shape[-1])
         if bias is not None:
             total = total + bias
         return total if self.attn_norm is None else total * self.attn_norm.rows(positions)
