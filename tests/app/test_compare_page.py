@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import streamlit as st
 import torch
+from polling import answered
 from streamlit.testing.v1 import AppTest
 from test_help import silent
 
@@ -59,27 +59,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
         at = AppTest.from_string(_SCRIPT.format(file=str(file)), default_timeout=60)
         for name, value in state.items():
             at.session_state[name] = value
-        return answered(at)
+        return drawn(at)
 
     yield start
     st.cache_resource.clear()
 
 
-def answered(at: AppTest) -> AppTest:
-    """Run until nothing is worked on any more, as the page's polling does."""
-    for _ in range(300):
-        at.run()
-        assert not at.exception, at.exception[0].value
-        conversations: list[Any] = []
-        for name in ("comparison", "compared_answers", "compared_heads", "tuning"):
-            if name in at.session_state:
-                found = at.session_state[name]
-                conversations += found if isinstance(found, tuple) else [found]
-        if not any(conversation.phase == "working" for conversation in conversations):
-            # Once more: what came in this run is drawn in the next.
-            return at.run()
-        time.sleep(0.1)
-    raise AssertionError("the question was never answered")
+def drawn(at: AppTest) -> AppTest:
+    """Once more: what came in the last run is drawn in the next."""
+    return answered(at).run()
 
 
 def frame(at: AppTest) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -199,9 +187,9 @@ def test_two_prompts_are_aligned_by_token_and_it_is_said(start: Start, uneven: C
 def test_the_threshold_and_the_mass_cut_both_graphs(start: Start, traces: tuple[llm_tt.Trace, llm_tt.Trace]) -> None:
     at = start()
     at.slider("compare_threshold").set_value(0.1)
-    assert len(frame(answered(at))[1]["kind"]) == len(llm_tt.compare(*traces, threshold=0.1).edges)
+    assert len(frame(drawn(at))[1]["kind"]) == len(llm_tt.compare(*traces, threshold=0.1).edges)
     at.session_state["compare_keep"] = "Share of flow"
-    header, arrays = frame(answered(at))
+    header, arrays = frame(drawn(at))
     assert header["mass"] == 0.8
     assert len(arrays["kind"]) == len(llm_tt.compare(*traces, mass=0.8).edges)
 
@@ -209,14 +197,14 @@ def test_the_threshold_and_the_mass_cut_both_graphs(start: Start, traces: tuple[
 def test_a_triangle_compares_what_follows_another_token(start: Start, traces: tuple[llm_tt.Trace, llm_tt.Trace]) -> None:
     at = start()
     at.session_state[difference.TARGETS] = (9, 9)
-    answered(at)
+    drawn(at)
     found = llm_tt.compare(*traces, target=9)
     assert frame(at)[0]["target"] == 9
     (choices,) = tables(at, "token", "first", "second", "change")
     np.testing.assert_allclose(choices["second"].to_numpy(), found.choices.probabilities[:, 1], atol=1e-6)
     # Another prompt has its own last token.
     at.text_area("compare_prompt_first").set_value("Is this payment risky?")
-    answered(at)
+    drawn(at)
     header, _ = frame(at)
     assert header["target"] == len(header["tokens"]) - 1
 
@@ -227,7 +215,7 @@ def test_a_triangle_compares_what_follows_another_token(start: Start, traces: tu
 def test_an_edge_has_its_heads_in_both(start: Start, traces: tuple[llm_tt.Trace, llm_tt.Trace]) -> None:
     at = start()
     at.session_state[difference.SELECTION] = {"type": "edge", "key": "attention", "from": "I2_13", "to": "A3_20"}
-    answered(at)
+    drawn(at)
     (heads,) = tables(at, "head", "first", "second", "first effect", "second effect")
     by_name = heads.set_index("head")
     for column, effect, trace in zip(("first", "second"), ("first effect", "second effect"), traces, strict=True):
@@ -244,7 +232,7 @@ def test_an_edge_has_its_heads_in_both(start: Start, traces: tuple[llm_tt.Trace,
 def test_a_node_has_its_words_in_both(start: Start, traces: tuple[llm_tt.Trace, llm_tt.Trace]) -> None:
     at = start()
     at.session_state[difference.SELECTION] = {"type": "node", "node": "A3_20"}
-    answered(at)
+    drawn(at)
     _, top, *_ = tables(at, "token", "first", "second", "change")
     by_token = top.set_index("token")
     for column, trace in zip(("first", "second"), traces, strict=True):
@@ -262,7 +250,7 @@ def test_a_node_has_its_words_in_both(start: Start, traces: tuple[llm_tt.Trace, 
 def test_a_head_has_its_numbers_in_both(start: Start, compared: Comparison, traces: tuple[llm_tt.Trace, llm_tt.Trace]) -> None:
     at = start()
     at.session_state[difference.HEAD] = {"layer": 3, "head": 0}
-    answered(at)
+    drawn(at)
     header, _ = frame(at)
     assert header["highlight"] == {"layer": 3, "head": 0}
     effects = [float(llm_tt.direct_effects(trace, -1, " yes", " no").heads[3, 0].sum()) for trace in traces]
@@ -283,7 +271,7 @@ def test_a_head_has_its_numbers_in_both(start: Start, compared: Comparison, trac
 def test_a_selection_that_the_model_lacks_gets_a_sentence(start: Start) -> None:
     at = start()
     at.session_state[difference.SELECTION] = {"type": "node", "node": "A9_20"}
-    answered(at)
+    drawn(at)
     assert [error.value.replace("\\", "") for error in at.error] == ["Layer 9 does not exist: the model has 4 layers, 0 to 3."]
 
 
@@ -345,7 +333,7 @@ def test_heads_and_blocks_by_three_measures(start: Start, compared: Comparison, 
     assert float(line["effect demo-tuned"]) == pytest.approx(float(effects[1].heads[3, 0].sum()), rel=1e-4)
     at = start(compare_tab="Heads and blocks")
     at.session_state["compare_measure"] = "Flow"
-    answered(at)
+    drawn(at)
     shown = tables(at, "part", "first", "second", "change")
     assert [len(table) for table in shown] == [20]
     np.testing.assert_allclose(sorted(shown[0]["second"]), sorted(flow["second"]), atol=1e-6)
@@ -382,9 +370,9 @@ def test_answers_with_their_differences(start: Start, models: tuple[llm_tt.Trans
     assert "Both sides continue their prompt greedily" in words(at)
     at.number_input("compare_n_generated").set_value(5)
     at.button("compare_generate").click()
-    answered(at)
-    drawn = [html.proto.body for html in at.get("html") if "compared-answer" in html.proto.body]
-    for side, (body, llm) in enumerate(zip(drawn, models, strict=True)):
+    drawn(at)
+    bodies = [html.proto.body for html in at.get("html") if "compared-answer" in html.proto.body]
+    for side, (body, llm) in enumerate(zip(bodies, models, strict=True)):
         expected = list(llm_tt.generate(llm, CHAT, 5))
         shown = re.findall(r'data-differs="(\w+)" title="p ([\d.]+), rank (\d+)"[^>]*>([^<]*)<', body)
         assert [text.replace("&lt;", "<").replace("&gt;", ">") for *_, text in shown] == [visible(token.text) for token in expected]
@@ -394,20 +382,20 @@ def test_answers_with_their_differences(start: Start, models: tuple[llm_tt.Trans
     assert "They part at token 1: 1 of 2 and 1 of 2 tokens are not the other's." in words(at)
     # Of another prompt nothing is shown before it is asked for.
     at.text_area("compare_prompt_first").set_value("Is this payment risky?")
-    answered(at)
+    drawn(at)
     assert not [html for html in at.get("html") if "compared-answer" in html.proto.body]
     at.session_state["compare_tab"] = "Edges"
-    assert not answered(at).number_input
+    assert not drawn(at).number_input
     at.session_state["compare_tab"] = "Answers"
-    assert answered(at).number_input("compare_n_generated").value == 5
+    assert drawn(at).number_input("compare_n_generated").value == 5
 
 
 def test_both_can_be_compared_along_one_answer(start: Start, models: tuple[llm_tt.TransparentLlm, llm_tt.TransparentLlm]) -> None:
     at = start(compare_tab="Answers")
     at.button("compare_generate").click()
-    answered(at)
+    drawn(at)
     at.button("compare_along_0").click()
-    answered(at)
+    drawn(at)
     answer = [token.token_id for token in llm_tt.generate(models[0], CHAT, 20)]
     traces = [llm.trace(CHAT, continuation=answer) for llm in models]
     found = llm_tt.compare(traces[0], traces[1], target=20)
@@ -419,13 +407,13 @@ def test_both_can_be_compared_along_one_answer(start: Start, models: tuple[llm_t
     assert "Both are compared along 2 generated tokens after the prompt." in words(at)
     assert [html for html in at.get("html") if "compared-answer" in html.proto.body]
     at.session_state["compare_tab"] = "Along the text"
-    answered(at)
+    drawn(at)
     (table,) = [table.value for table in at.dataframe if "divergence" in table.value.columns]
     shares = [torch.softmax(trace.logits(20).double(), -1)[answer[0]] for trace in traces]
     assert [table["first"][20], table["second"][20]] == pytest.approx([float(share) for share in shares], rel=1e-3)
     at.session_state["compare_tab"] = "Answers"
-    answered(at).button("compare_along_nothing").click()
-    answered(at)
+    drawn(at).button("compare_along_nothing").click()
+    drawn(at)
     assert len(frame(at)[0]["tokens"]) == 21
 
 
@@ -439,7 +427,7 @@ def test_token_text_that_is_markup_stays_text() -> None:
 def test_the_tuning_is_that_of_the_tuned_side(start: Start) -> None:
     at = start(compare_tab="Tuning")
     at.button("measure_tuning").click()
-    answered(at)
+    drawn(at)
     assert at.session_state["tuning"].answer.to_dict() == llm_tt.tuning_report("demo-tuned").to_dict()
     alone = start(compare_mode="Prompts")
     assert "Tuning" not in [tab.label for tab in alone.tabs]
@@ -454,19 +442,19 @@ def test_what_was_chosen_outlives_a_visit_of_another_page(start: Start) -> None:
     at.text_area("compare_prompt_first").set_value("The capital of France is")
     at.text_area("compare_first_system_turn").set_value("Be brief.")
     at.slider("compare_threshold").set_value(0.02)
-    answered(at)
+    drawn(at)
     at.session_state["elsewhere"] = True
     at.run()
     assert not at.text_area
     del at.session_state["elsewhere"]
-    answered(at)
+    drawn(at)
     assert at.text_area("compare_prompt_first").value == "The capital of France is"
     assert at.text_area("compare_first_system_turn").value == "Be brief."
     assert at.selectbox("compare_model_second").value == "demo"
     # The template of the demo model takes no system prompt; what else was chosen is there once it is gone.
     assert "system" in at.error[0].value
     at.text_area("compare_first_system_turn").set_value("")
-    assert answered(at).slider("compare_threshold").value == 0.02
+    assert drawn(at).slider("compare_threshold").value == 0.02
 
 
 def test_a_token_that_is_none_is_told_and_can_be_mended(start: Start) -> None:
@@ -476,10 +464,10 @@ def test_a_token_that_is_none_is_told_and_can_be_mended(start: Start) -> None:
     assert at.selectbox("compare_token").value == "no such token"
     assert at.text_area("compare_prompt_first").value == QUESTION
     at.selectbox("compare_token").set_value(None)
-    answered(at)
+    drawn(at)
     assert not at.error
     at.selectbox("compare_token").set_value("\u00b7no")
-    answered(at)
+    drawn(at)
     assert "`\u00b7no`" in words(at)
 
 
@@ -502,14 +490,14 @@ def test_a_model_that_is_none_gets_a_sentence_and_loses_nothing(start: Start) ->
     assert any("/no/such/folder" in error.value for error in at.error)
     assert at.text_area("compare_prompt_first").value == QUESTION
     at.selectbox("compare_model_second").set_value("demo-tuned")
-    assert not answered(at).error
+    assert not drawn(at).error
 
 
 def test_examples_fill_the_boxes(start: Start) -> None:
     at = start()
     example = next(example for example in compare_sidebar.examples() if example.mode == compare_sidebar.PROMPTS)
     at.selectbox("compare_example").set_value(example)
-    answered(at)
+    drawn(at)
     assert at.session_state["compare_mode"] == compare_sidebar.PROMPTS
     assert (at.text_area("compare_prompt_first").value, at.text_area("compare_prompt_second").value) == example.prompts
     assert frame(at)[0]["compared"] == {"first": "prompt 1", "second": "prompt 2"}
@@ -536,7 +524,7 @@ def test_a_conversation_without_a_place_is_told(start: Start) -> None:
     at = start(compare_wanted=(TraceKey(ModelKey("demo"), CHAT), TraceKey(ModelKey("demo-tuned"), strange)))
     assert "The second conversation does not alternate between user and assistant" in at.warning[0].value
     at.text_area("compare_prompt_second").set_value("Is this payment risky?")
-    assert not answered(at).warning
+    assert not drawn(at).warning
 
 
 def test_a_demo_offers_prepared_prompts_only(start: Start) -> None:
@@ -568,7 +556,7 @@ def test_every_control_has_a_help_text(start: Start, tab: str) -> None:
     at = start({**PAIR, "allow_adding_models": True}, compare_tab=tab, compare_mode="Both")
     assert silent(at) == []
     at.session_state[difference.SELECTION] = {"type": "node", "node": "A3_20"}
-    assert silent(answered(at)) == []
+    assert silent(drawn(at)) == []
 
 
 def test_edges_of_every_kind_are_found_in_both(compared: Comparison) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import streamlit as st
+from polling import answered
 from sklearn import metrics as sk
 from streamlit.testing.v1 import AppTest
 from test_help import controls, silent
@@ -34,7 +35,6 @@ from llm_tt.text import ChatMessage
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIR = {"models": {"demo": None, "demo-tuned": None}, "default_model": ""}
-CONVERSATIONS = ("conversation", "data_preview", "prompt_preview", "evaluating", "explaining_errors")
 ROWS = [json.loads(line) for line in (DATA_DIR / "mixed.jsonl").read_text().splitlines()]
 N = 60
 WHY, DETAILS = "Why these errors", "Labels, slices and words"
@@ -52,7 +52,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         monkeypatch.setattr("sys.argv", ["app/main.py", str(file)])
         at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60)
         at.run()
-        return settled(go(at, "evaluate"))
+        return answered(go(at, "evaluate"))
 
     yield start
     st.cache_resource.clear()
@@ -64,31 +64,20 @@ def go(at: AppTest, page: str) -> AppTest:
     return at
 
 
-def settled(at: AppTest) -> AppTest:
-    """Run until nothing is worked on, as the page's polling does."""
-    for _ in range(600):
-        at.run()
-        assert not at.exception, at.exception[0].value
-        if all(at.session_state[name].phase != "working" for name in CONVERSATIONS if name in at.session_state):
-            return at
-        time.sleep(0.1)
-    raise AssertionError("the page was never done")
-
-
 def run(at: AppTest, n: int | None = N, **choices: Any) -> AppTest:
     """Make choices, by the ends of their widgets' keys, and run."""
     at.number_input("evaluate_limit").set_value(n)
     for name, value in choices.items():
         at.session_state[f"evaluate_{name}"] = value
-    settled(at)
+    answered(at)
     assert not at.button("evaluate_run").disabled, texts(at)
     at.button("evaluate_run").click()
-    return settled(at)
+    return answered(at)
 
 
 def look(at: AppTest, tab: str) -> AppTest:
     at.session_state["evaluate_tab"] = tab
-    return settled(at)
+    return answered(at)
 
 
 def upload(at: AppTest, name: str, content: str | bytes) -> AppTest:
@@ -96,7 +85,7 @@ def upload(at: AppTest, name: str, content: str | bytes) -> AppTest:
     at.run()
     data = content.encode() if isinstance(content, str) else content
     at.file_uploader("evaluate_file").set_value((name, data, "application/octet-stream"))
-    return settled(at)
+    return answered(at)
 
 
 def evaluation(at: AppTest) -> Evaluation:
@@ -184,7 +173,7 @@ def test_base_against_tuned(start: Start, expected: list[EvaluationReport]) -> N
 def test_cells_are_clicked_and_models_chosen(start: Start) -> None:
     at = run(start(), second="demo-tuned")
     at.button("evaluate_cell_1_1").click()
-    settled(at)
+    answered(at)
     found = table(at, "rows")
     assert set(found["label"]) == set(found["demo-tuned"]) == {"no"}
     assert "rows of no predicted as no**" in texts(at, "markdown")
@@ -192,13 +181,13 @@ def test_cells_are_clicked_and_models_chosen(start: Start) -> None:
     look(at, "Rows")
     assert at.button("evaluate_cell_0_1").disabled
     at.toggle("evaluate_differing").set_value(True)
-    settled(at)
+    answered(at)
     differing = evaluation(at).comparison
     assert differing is not None
     assert table(at, "rows")["row"].tolist() == list(differing.differing)
     assert all(one != other for one, other in table(at, "rows")[["demo", "demo-tuned"]].itertuples(index=False))
     at.session_state["evaluate_shown_side"] = 0
-    settled(at)
+    answered(at)
     assert sum(int(label) for label in buttons(at).values()) == N
     assert buttons(at)["evaluate_cell_1_0"] == "0"
 
@@ -206,7 +195,7 @@ def test_cells_are_clicked_and_models_chosen(start: Start) -> None:
 def test_errors_are_explained_and_the_planted_word_surfaces(start: Start, expected: list[EvaluationReport]) -> None:
     at = run(start(), model="demo-tuned")
     look(at, WHY).button("evaluate_explain").click()
-    settled(at)
+    answered(at)
     model = llm_tt.load_model("demo-tuned")
     data, template = llm_tt.read_data(DATA_DIR / "mixed.jsonl", N), llm_tt.Template("{question}", chat=True)
     found = llm_tt.explain_errors(model, data, template, expected[1], "no", "yes")
@@ -225,14 +214,14 @@ def test_errors_are_explained_and_the_planted_word_surfaces(start: Start, expect
     assert "rest on **lima** more than the right ones" in texts(at, "caption")
     # Asked of another cell, it is asked again; the first answer is there at once when one comes back.
     at.button("evaluate_cell_0_0").click()
-    settled(at)
+    answered(at)
     assert not any(button.key == "evaluate_explain" for button in at.button)
 
 
 def test_files_have_the_numbers_of_the_page(start: Start) -> None:
     at = run(start(), second="demo-tuned", slices=["group"], words="Lima")
     look(at, WHY).button("evaluate_explain").click()
-    settled(at)
+    answered(at)
     answer = evaluation(at)
     why = at.session_state["explaining_errors"].answer
     assert isinstance(why, CellExplanation)
@@ -261,7 +250,7 @@ def test_other_choices_than_those_of_the_results_are_told(start: Start) -> None:
     assert "**Results** · demo · 10 rows of mixed.jsonl · chat: {question} · Label words: yes, no" in texts(at, "caption")
     assert "These results are of the choices before" not in texts(at)
     at.session_state["evaluate_labels"] = "no,yes"
-    settled(at)
+    answered(at)
     assert "These results are of the choices before" in texts(at, "info")
     assert "10 rows of mixed" in texts(at, "caption")
 
@@ -274,16 +263,16 @@ def test_a_row_opens_in_explore_and_all_is_there_on_return(start: Start) -> None
         start(), second="demo-tuned", labels="yes, no", method="labels", words="Lima, friend", made_of="Template", template="{question}"
     )
     at.button("evaluate_cell_0_0").click()
-    settled(at)
+    answered(at)
     number = int(table(at, "rows")["row"][0])
     at.button("evaluate_explore_1").click()
-    settled(at)
+    answered(at)
     question = ROWS[number - 1]["question"]
     assert at.session_state["trace"] == TraceKey(ModelKey("demo-tuned"), (ChatMessage("user", question),))
     explanation = at.session_state["conversation"].answer
     assert explanation.graph.target == len(explanation.prompt.token_ids) - 1
     assert (at.session_state["why_token"], at.session_state["why_contrast"]) == ("·yes", "·no")
-    settled(go(at, "evaluate"))
+    answered(go(at, "evaluate"))
     for name, value in {
         "model": "demo",
         "second": "demo-tuned",
@@ -303,7 +292,7 @@ def test_a_row_opens_in_compare_with_both_models(start: Start, monkeypatch: pyte
     at = run(start(), 20, second="demo-tuned")
     number = int(table(at, "rows")["row"][0])
     at.button("evaluate_compare").click()
-    settled(at)
+    answered(at)
     prompt = (ChatMessage("user", ROWS[number - 1]["question"]),)
     assert opened == [(TraceKey(ModelKey("demo"), prompt), TraceKey(ModelKey("demo-tuned"), prompt))]
 
@@ -311,8 +300,8 @@ def test_a_row_opens_in_compare_with_both_models(start: Start, monkeypatch: pyte
 def test_an_upload_outlives_a_visit_of_another_page(start: Start) -> None:
     at = upload(start(), "mine.csv", 'text,label\n"a, b",good\nc,bad\n')
     assert table(at, "data").to_numpy().tolist() == [[1, "a, b", "good"], [2, "c", "bad"]]
-    settled(go(at, ""))
-    settled(go(at, "evaluate"))
+    answered(go(at, ""))
+    answered(go(at, "evaluate"))
     assert "mine.csv, uploaded before, is used." in texts(at, "caption")
     assert table(at, "data")["text"].tolist() == ["a, b", "c"]
 
@@ -329,7 +318,7 @@ def test_it_goes_on_while_another_page_is_looked_at(start: Start) -> None:
     assert at.session_state["evaluating"].phase == "working"
     go(at, "").run()
     assert any(box.key == "prompt" for box in at.text_area)
-    settled(go(at, "evaluate"))
+    answered(go(at, "evaluate"))
     assert len(evaluation(at).reports[0].results) == 600
 
 
@@ -362,11 +351,11 @@ def test_cancelled_it_goes_on_where_it_was(start: Start, monkeypatch: pytest.Mon
     at.button("cancel_Evaluate").click()
     at.run()
     hold[0] = False
-    settled(at)
+    answered(at)
     assert "What was answered is kept: it goes on where it was stopped." in texts(at, "caption")
     assert evaluation(at) is None
     at.button("again_Evaluate").click()
-    settled(at)
+    answered(at)
     assert len(evaluation(at).reports[0].results) == 130
     # The batch that was under way when it was cancelled may be lost; no other is computed twice.
     assert len(seen) - len(set(seen)) <= 64
@@ -406,7 +395,7 @@ def test_generated_text_with_a_pattern(start: Start) -> None:
     assert [label for label in buttons(at).values() if label != "0"]
     assert "predicted as (no label)**" in texts(at, "markdown")
     at.session_state["evaluate_pattern"] = "("
-    settled(at)
+    answered(at)
     assert "The pattern '(' is no regular expression" in texts(at, "error")
     assert at.button("evaluate_run").disabled
 
@@ -420,13 +409,13 @@ def test_calibrated_is_another_question(start: Start) -> None:
 def test_the_prompt_is_shown_as_the_model_receives_it(start: Start) -> None:
     at = start()
     at.button("evaluate_load").click()
-    settled(at)
+    answered(at)
     assert at.code[0].value == f"<bos><user> {ROWS[0]['question']}<assistant>"
     assert "Row 1, 23 tokens, right answer yes · scored after it: yes: `y` `e` `s` or `·yes`; no: `n` `o` or `·no`" in texts(at, "caption")
     at.session_state["evaluate_made_of"] = "Template"
     at.session_state["evaluate_form"] = "Text"
     at.session_state["evaluate_template"] = "Q: {question} {{sure}}"
-    settled(at)
+    answered(at)
     assert at.code[0].value.endswith(f"Q: {ROWS[0]['question']} {{sure}}")
 
 
@@ -447,16 +436,16 @@ def test_ways_to_ask_against_each_other(start: Start) -> None:
     # The examples of few-shot are no rows of it, and are said.
     assert len(answer.reports[1].results) == 26
     at.session_state["evaluate_shown_side"] = 1
-    settled(at)
+    answered(at)
     number = int(table(at, "rows")["row"][0])
     at.button("evaluate_explore_1").click()
-    settled(at)
+    answered(at)
     prompt = at.session_state["trace"].prompt
     assert [message.role for message in prompt] == ["user", "assistant"] * 4 + ["user"]
     assert prompt[-1].content == ROWS[number - 1]["question"]
-    settled(go(at, "evaluate"))
+    answered(go(at, "evaluate"))
     at.session_state["evaluate_ways"] = []
-    settled(at)
+    answered(at)
     assert "Choose at least one way to ask." in texts(at, "caption")
     assert at.button("evaluate_run").disabled
 
@@ -468,7 +457,7 @@ def test_examples_are_chosen_by_their_rows(start: Start) -> None:
     assert [text for text, _ in answer.sides[0].template.examples] == [ROWS[8]["question"], ROWS[3]["question"]]
     assert sorted(result.number for result in answer.reports[0].results) == [n for n in range(1, 31) if n not in (4, 9)]
     at.session_state["evaluate_shot_rows"] = "9, four"
-    settled(at)
+    answered(at)
     assert '"four" is no number of a row. Write the numbers of the example rows as 3, 17.' in texts(at, "error", "caption")
     assert at.button("evaluate_run").disabled
 
@@ -477,12 +466,12 @@ def test_a_schema_goes_with_a_json_field(start: Start) -> None:
     schema = '{"type": "object", "properties": {"risk": {"enum": ["yes", "no"]}}, "required": ["risk"]}'
     at = start()
     at.session_state["evaluate_method"] = "generate"
-    settled(at)
+    answered(at)
     assert not [area for area in at.text_area if area.key == "evaluate_schema"]
     at.session_state["evaluate_field"] = "risk"
-    settled(at)
+    answered(at)
     at.session_state["evaluate_schema"] = '{"properties": {"label": {}}}'
-    settled(at)
+    answered(at)
     assert 'The JSON schema has no property "risk"' in texts(at, "error", "caption")
     at = run(at, 4, schema=schema)
     assert evaluation(at).question.scoring.schema == schema
@@ -496,11 +485,11 @@ def test_reasoning_is_not_traced(start: Start) -> None:
     cells = [key for key, n in buttons(at).items() if key in ("evaluate_cell_0_1", "evaluate_cell_1_0") and n != "0"]
     if cells:
         at.button(cells[0]).click()
-        settled(at)
+        answered(at)
     assert "Errors are explained of answers that follow the prompt itself" in texts(look(at, WHY), "caption")
     look(at, "Rows")
     at.button("evaluate_explore_0").click()
-    settled(at)
+    answered(at)
     assert at.session_state["why_token"] is None
 
 
@@ -513,7 +502,7 @@ def test_rows_that_changed_since_are_not_opened(start: Start, tmp_path: Path) ->
     at = run(at, None, set="films", form="Text")
     assert any(button.key == "evaluate_explore_0" for button in at.button)
     (tmp_path / "rows.csv").write_text("text,label\nother film,yes\nsome film,no\n")
-    settled(at)
+    answered(at)
     assert "The data set has changed since: this row is another one now. Run again." in texts(at, "warning")
     assert not any(button.key == "evaluate_explore_0" for button in at.button)
 
@@ -527,7 +516,7 @@ def test_rows_without_columns_and_columns_that_no_template_can_name(start: Start
     )
     assert 'The column "text:0" cannot stand in a template' in texts(at, "error")
     at.session_state["evaluate_column"] = "label"
-    settled(at)
+    answered(at)
     assert not at.button("evaluate_run").disabled
 
 
@@ -570,7 +559,7 @@ def test_bad_rows_are_told_by_number_and_the_rest_is_evaluated(start: Start) -> 
 def test_one_label_only_and_a_label_never_said(start: Start) -> None:
     at = start()
     at.session_state["evaluate_set"] = "demo/conflict"
-    settled(at)
+    answered(at)
     assert "1 labels are given. Give two or more, as yes,no." in texts(at, "error")
     at = run(at, 20, labels="yes,no", model="demo-tuned")
     assert 'All rows have the label "no"' in texts(at, "caption")
@@ -582,13 +571,13 @@ def test_a_missing_column_and_unmatched_braces_are_said(start: Start) -> None:
     at = start()
     at.session_state["evaluate_made_of"] = "Template"
     at.session_state["evaluate_template"] = "Review: {txt}"
-    settled(at)
+    answered(at)
     assert 'No row of mixed.jsonl has a column "txt". Its columns: question, label' in texts(at, "error")
     at.session_state["evaluate_template"] = "Review: {text"
-    settled(at)
+    answered(at)
     assert "is not valid" in texts(at, "error")
     at.session_state["evaluate_template"] = "Review"
-    settled(at)
+    answered(at)
     assert "names no column" in texts(at, "error")
     assert at.button("evaluate_run").disabled
 
@@ -598,13 +587,13 @@ def test_a_path_and_a_model_that_fails(start: Start, tmp_path: Path) -> None:
     file.write_text("text\tlabel\na\tyes\nb\tno\n")
     at = start({"models": {"demo": None, "gone": str(tmp_path / "gone")}})
     at.session_state["evaluate_place"] = "path"
-    settled(at)
+    answered(at)
     assert "Choose the data" in texts(at, "caption")
     at.text_input("evaluate_path").set_value(str(tmp_path / "no.tsv"))
-    settled(at)
+    answered(at)
     assert 'no.tsv" does not exist. Check the path.' in texts(at, "error")
     at.text_input("evaluate_path").set_value(str(file))
-    settled(at)
+    answered(at)
     assert table(at, "data")["text"].tolist() == ["a", "b"]
     at = run(at, None, model="gone")
     assert "gone" in texts(at, "error")
@@ -644,7 +633,7 @@ def test_what_a_demo_server_offers(start: Start) -> None:
     assert not any(element.key in ("evaluate_template", "evaluate_system") for element in (*at.text_area, *at.text_input))
     at = run(at, 12, second="demo-tuned")
     at.button("evaluate_explore_1").click()
-    settled(at)
+    answered(at)
     assert at.session_state["trace"].prompt[0].content in {row["question"] for row in ROWS}
     assert at.session_state["conversation"].phase == "answered"
 
@@ -654,7 +643,7 @@ def test_configured_data_sets_are_on_the_menu(start: Start, tmp_path: Path) -> N
     at = start({"data_sets": {"film reviews": "reviews.csv"}})
     assert at.selectbox("evaluate_set").options[-1] == "film reviews"
     at.selectbox("evaluate_set").set_value("film reviews")
-    settled(at)
+    answered(at)
     assert at.session_state["evaluate_column"] == "review"
     at = run(at, None, label_column="sentiment", form="Text")
     assert evaluation(at).reports[0].scoring.values == ("positive", "negative")
@@ -665,12 +654,12 @@ def test_every_control_has_a_help_text(start: Start) -> None:
     assert silent(at) == []
     at = run(at, 20, method="labels", made_of="Column")
     at.session_state["evaluate_place"] = "path"
-    settled(at)
+    answered(at)
     assert silent(at) == []
     assert len(list(controls(at))) > 15
     assert all(element.proto.help for element in at.multiselect)
     at.session_state["evaluate_place"] = "upload"
-    settled(at)
+    answered(at)
     assert at.file_uploader("evaluate_file").proto.help
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import streamlit as st
+from polling import answered
 from streamlit.testing.v1 import AppTest
 
 import llm_tt
@@ -43,17 +43,6 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     yield start
     st.cache_resource.clear()
-
-
-def answered(at: AppTest) -> AppTest:
-    """Run until the current question has its answer, as the page's polling does."""
-    for _ in range(300):
-        at.run()
-        assert not at.exception, at.exception[0].value
-        if "conversation" not in at.session_state or at.session_state["conversation"].phase != "working":
-            return at
-        time.sleep(0.1)
-    raise AssertionError("the question was never answered")
 
 
 def errors(at: AppTest) -> list[str]:

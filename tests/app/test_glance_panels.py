@@ -6,7 +6,6 @@ import dataclasses
 import html
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import streamlit as st
+from polling import answered
 from streamlit.testing.v1 import AppTest
 
 import llm_tt
@@ -37,16 +37,6 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppTest]:
     page.session_state["prompt"] = PROMPT
     yield answered(page)
     st.cache_resource.clear()
-
-
-def answered(at: AppTest) -> AppTest:
-    for _ in range(300):
-        at.run()
-        assert not at.exception, at.exception[0].value
-        if at.session_state["conversation"].phase != "working":
-            return at
-        time.sleep(0.1)
-    raise AssertionError("the question was never answered")
 
 
 @pytest.fixture(scope="module")

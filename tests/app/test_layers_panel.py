@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import streamlit as st
+from polling import answered
 from streamlit.testing.v1 import AppTest
 
 import llm_tt
@@ -47,18 +47,6 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
     yield start
     st.cache_resource.clear()
-
-
-def answered(at: AppTest) -> AppTest:
-    """Run until every question has its answer, as the page's polling does."""
-    for _ in range(300):
-        at.run()
-        assert not at.exception, at.exception[0].value
-        names = [name for name in ("conversation", "lens_grid", "trajectories") if name in at.session_state]
-        if all(at.session_state[name].phase != "working" for name in names):
-            return at
-        time.sleep(0.1)
-    raise AssertionError("a question was never answered")
 
 
 def charts(at: AppTest) -> list[dict[str, Any]]:
