@@ -16,7 +16,8 @@ LONG = 1536
 _RESERVE = 0.9
 """The share of free memory a run may take; the rest is for everyone else on the machine"""
 _HELD_BACK = 64 * 2**20
-"""Of what comes and goes an allocator holds back about as much again, but not more than this: larger pieces go back to the system"""
+"""Of what comes and goes an allocator holds back about half as much again (measured: none to one and a half times), but not more than this:
+larger pieces go back to the system"""
 _FFN_ROWS, _FFN_NUMBERS = 256, 2**19
 """On a CPU a dense FFN reads so many tokens at a time that its inner vectors have about so many numbers, but not fewer tokens than that; a GPU
 would be kept waiting by such small pieces"""
@@ -27,7 +28,7 @@ _FFN_COPIES = 4
 def trace_bytes(info: ModelInfo, n_tokens: int) -> int:
     """Peak bytes of tracing `n_tokens` tokens: what the trace keeps, and what comes and goes while the model runs."""
     coming_and_going = _running_bytes(info, n_tokens)
-    return tensor_bytes(info, n_tokens) + min(coming_and_going, _HELD_BACK)
+    return tensor_bytes(info, n_tokens) + min(coming_and_going // 2, _HELD_BACK)
 
 
 def tensor_bytes(info: ModelInfo, n_tokens: int) -> int:

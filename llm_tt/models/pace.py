@@ -29,7 +29,7 @@ def estimate_trace(llm: TransparentLlm, prompt: PromptLike | int, pace: Pace | N
     """What tracing a prompt, or so many tokens, will cost in memory and time on the model's device; nothing of it is run.
 
     Args:
-        pace: of `measured_pace`, so that it is not measured again, which takes about a second.
+        pace: of `measured_pace`, so that it is not measured again, which takes about a second, and some where attention is eager.
 
     Raises:
         PromptError: the prompt cannot be traced, as `llm.trace` would say.
@@ -62,12 +62,17 @@ def measured_pace(llm: TransparentLlm, progress: Progress = silent, clock: Calla
     if not runs:
         run(llm.info.n_ctx)
     pace = Pace.fitted(runs, _attention_seconds(llm.info, clock))
-    if llm.info.attention == "eager" and llm.info.n_ctx >= _ATTENTION_LENGTH and pace.seconds(_ATTENTION_LENGTH) < _PATIENCE:
+    if llm.info.attention == "eager" and _may_run(llm.info, pace):
         # Memory decides what eager attention takes, and how a process gets its memory changes while it lives: only a run itself tells.
         run(_ATTENTION_LENGTH)
         for length, seconds in runs[-2:]:
             pace = pace.after(length, seconds)
     return pace
+
+
+def _may_run(info: ModelInfo, pace: Pace) -> bool:
+    """Whether the long run fits into memory and patience."""
+    return longest_prompt(info, budget_bytes(info.device)) >= _ATTENTION_LENGTH and pace.seconds(_ATTENTION_LENGTH) < _PATIENCE
 
 
 def _attention_seconds(info: ModelInfo, clock: Callable[[], float]) -> float:

@@ -84,6 +84,32 @@ def test_the_pace_is_measured_by_traces_of_the_model_itself(model: Callable[...,
     assert lengths == [16, 16, 64, 64], "a run that is long enough is the last"
 
 
+@pytest.mark.parametrize(("eager", "fits", "patience"), [(True, True, 20.0), (False, True, 20.0), (True, False, 20.0), (True, True, 0.0)])
+def test_eager_attention_is_told_by_a_long_run_where_it_may(
+    eager: bool, fits: bool, patience: float, model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that only traces move, by the square of their length."""
+    llm, now, lengths = model("llama", eager=eager), [0.0], []
+
+    def trace(ids: list[int]) -> None:
+        lengths.append(len(ids))
+        now[0] += 1 + (len(ids) / 50) ** 2
+
+    monkeypatch.setattr(pace, "_LENGTHS", (16, 64))
+    monkeypatch.setattr(pace, "_ENOUGH", 100.0)
+    monkeypatch.setattr(pace, "_ATTENTION_LENGTH", 200)
+    monkeypatch.setattr(pace, "_PATIENCE", patience)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9 if fits else 10_000)
+    monkeypatch.setattr(llm, "trace", trace)
+    found = pace.measured_pace(llm, clock=lambda: now[0])
+    if eager and fits and patience:
+        assert lengths == [16, 16, 64, 64, 200, 200]
+        assert found.seconds(200) == pytest.approx(17.0)
+        assert found.seconds(64) == pytest.approx(1 + 1.28**2)
+    else:
+        assert lengths == [16, 16, 64, 64]
+
+
 def test_an_estimate_puts_together_what_is_known(model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     llm, available = model("llama"), 200_000
     monkeypatch.setattr(memory, "available_bytes", lambda device: available)
