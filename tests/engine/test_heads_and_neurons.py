@@ -251,6 +251,7 @@ def test_a_long_prompt_has_a_window_of_its_maps(answering: LocalEngine, monkeypa
     np.testing.assert_allclose(report.contributions, whole.contributions[3:6, 0:3], atol=1e-6)
 
 
+@pytest.mark.alone
 def test_each_question_takes_less_than_300_ms_on_the_demo_model_and_runs_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = LocalEngine(AppConfig(models={"demo": ModelSpec(name="demo", path=str(MODEL_DIR))}))
     trace = TraceKey(ModelKey("demo"), DEMO_PROMPT)

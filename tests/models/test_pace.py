@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,18 @@ from llm_tt.models.estimates import Pace, TraceEstimate
 from llm_tt.models.sizes import show_bytes, show_seconds
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Several would wait for each other, and so take time of the processor, whenever another process holds one up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("mode", ["fused", "eager", "bfloat16"])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_the_time_of_a_trace_is_within_a_quarter_of_the_estimate(name: str, mode: str) -> None:
