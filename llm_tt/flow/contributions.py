@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -32,7 +32,8 @@ from torch import Tensor
 
 from llm_tt.errors import RequestError
 from llm_tt.flow.shares import NeuronShare
-from llm_tt.models.transparent_llm import Trace
+from llm_tt.models.patterns import rows_until
+from llm_tt.models.transparent_llm import Trace, rows_of
 
 _Row = TypeVar("_Row")
 
@@ -45,7 +46,9 @@ _UNIT_BYTES = 16 * 2**20
 _STRONG = 0.005
 """Contributions above this are kept apart once they were looked for: another threshold reads only them"""
 _NUMBERS = 2**21
-"""Rows of attention are read for so many positions at a time that they have about as many numbers as this"""
+"""Open parts are summed for so many positions at a time that their rows of attention have about as many numbers as this"""
+_CACHED_NUMBERS = 2**19
+"""Their bounds are looked at for so many at a time, which stay in a processor's cache"""
 _SMALL_ENTRIES, _FEW_ENTRIES = 64, 8
 """A part that can be larger than the whole in this many entries at most is summed over these alone"""
 _OVERSHOOT_ROWS = 2**11
@@ -314,9 +317,9 @@ def table_of(trace: Trace) -> ContributionTable:
 def _ffn_rows(trace: Trace, layer: int, positions: list[int]) -> list[tuple[float, float]]:
     block = trace.blocks[layer]
     with torch.inference_mode():
-        whole = block.post(positions).float()
-        ffn = proximity(block.ffn_out[positions].float(), whole)
-        residual = proximity(block.mid(positions).float(), whole)
+        before, whole = (stream.float() for stream in block.around_ffn(positions))
+        ffn = proximity(rows_of(block.ffn_out, positions).float(), whole)
+        residual = proximity(before, whole)
         total = ffn + residual
         total = torch.where(total > 0, total, 1.0)
         return list(zip((ffn / total).tolist(), (residual / total).tolist(), strict=True))
@@ -344,32 +347,28 @@ def _neuron_row(trace: Trace, layer: int, position: int) -> NeuronRow:
 
 
 def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[AttentionRow]:
-    block = trace.blocks[layer]
     with torch.inference_mode():
         weight, _ = trace.model.attention_output(layer)
-        pattern, values = block.pattern, block.values[:, : positions[-1] + 1].float()
+        values = trace.blocks[layer].values[:, : positions[-1] + 1].float()
         largest = _largest_entries(values, weight)
+        in_cache = _NUMBERS if weight.is_cuda else _CACHED_NUMBERS
         rows: list[AttentionRow] = []
-        size = max(1, _NUMBERS // (len(weight) * (positions[-1] + 1)))
-        for piece in (positions[start : start + size] for start in range(0, len(positions), size)):
-            n_sources = piece[-1] + 1
-            whole = block.mid(piece).float()
-            residual = proximity(trace.pre(layer, piece).float(), whole)
-            alpha = pattern.rows(piece)[..., :n_sources]
-            factors = None if block.attn_norm is None else block.attn_norm.rows(piece)
-            gate = None if block.gate is None else block.gate[piece].float().transpose(0, 1)
-            edges = _edge_proximities(alpha, values[:, :n_sources], weight, whole, residual, factors, gate, largest[:, :n_sources])
-            total = edges.sum((1, 2)) + residual
-            total = torch.where(total > 0, total, 1.0)
-            edges = edges.div_(total[:, None, None]).cpu().contiguous()
-            strong = _strong(edges)
-            found = edges.numpy()
-            # Copied, since a slice would keep the rows of all positions alive.
-            rows += [
-                AttentionRow(torch.from_numpy(found[index, : position + 1].copy()), share, strong[index])
-                for index, (position, share) in enumerate(zip(piece, (residual / total).tolist(), strict=True))
-            ]
+        for group in _pieces(positions, len(weight), _NUMBERS):
+            nodes = [_Nodes.of(trace, layer, piece, values, weight, largest) for piece in _pieces(group, len(weight), in_cache)]
+            if nodes[0].gate is None:
+                _sum_open_parts(nodes, values, weight)
+            else:
+                for piece in nodes:
+                    _sum_gated(piece, values, weight)
+            for piece in nodes:
+                rows += piece.rows()
         return rows
+
+
+def _pieces(positions: list[int], n_heads: int, numbers: int) -> Iterator[list[int]]:
+    """So many at a time that their rows of attention have about so many numbers."""
+    size = max(1, numbers // (n_heads * (positions[-1] + 1)))
+    return (positions[start : start + size] for start in range(0, len(positions), size))
 
 
 def _largest_entries(values: Tensor, weight: Tensor) -> Tensor:
@@ -377,67 +376,126 @@ def _largest_entries(values: Tensor, weight: Tensor) -> Tensor:
     return values.norm(dim=-1).repeat_interleave(len(weight) // len(values), 0) * weight.square().sum(1).amax(-1).sqrt()[:, None]
 
 
-def _edge_proximities(
-    alpha: Tensor,
-    values: Tensor,
-    weight: Tensor,
-    whole: Tensor,
-    residual: Tensor,
-    factors: Tensor | None,
-    gate: Tensor | None,
-    largest: Tensor,
-) -> Tensor:
-    """Proximities of the parts alpha[h, p, j] * (gate[h, p] * values[h, j]) @ weight[h] * factors[p] to whole[p].
+@dataclass(frozen=True, eq=False)
+class _Nodes:
+    """The attention nodes of some positions, and what is known of the proximities of the parts
+    alpha[h, p, j] * (gate[h, p] * values[h, j]) @ weight[h] * factors[p] to whole[p]."""
 
-    alpha: [H, P, J]; values: [K, J, E]; weight: [H, E, d]; whole: [P, d]; residual: [P], a lower bound of each node's total; factors: [P, d] and
-    gate: [H, P, E] or [H, P, 1], None for 1; largest: [H, J] of `_largest_entries`. Returns [P, J, H]. Vectors of width d are made only for the
-    heads and sources whose bounds leave a proximity open.
-    """
-    n_heads, _, n_sources = alpha.shape
-    n_groups = values.shape[0]
-    signs = _signs(whole) if factors is None else _signs(whole) * factors
-    # One product with the output projection as it lies in memory.
-    aligned = (signs @ weight.reshape(-1, weight.shape[-1]).T).view(len(signs), n_heads, -1).transpose(0, 1)
-    if gate is not None:
-        aligned = aligned * gate
-    aligned = aligned.reshape(n_groups, -1, values.shape[-1])
-    upper = (aligned @ values.transpose(1, 2)).view_as(alpha).mul_(alpha)
-    bound = alpha * largest[:, None]
-    if factors is not None:
-        bound *= factors.abs().amax(-1)[None, :, None]
-    if gate is not None:
-        bound *= gate.abs().amax(-1)[..., None]
+    positions: list[int]
+    whole: Tensor
+    """[P, d]"""
+    residual: Tensor
+    """[P]: proximity of the residual stream before the block, a lower bound of each node's total"""
+    factors: Tensor | None
+    """[P, d] of the norm that attention's output passes; None for 1"""
+    gate: Tensor | None
+    """[H, P, E] or [H, P, 1]; None for 1"""
+    proximities: Tensor
+    """[H, P, J]: upper bounds, or 0, until the open parts are summed"""
+    open_parts: Tensor
+    """[N]: which of all parts have bounds that leave their proximity open"""
+    scales: Tensor
+    """[N]: alpha of these"""
+    upper: Tensor
+    """[N]: upper bounds of these"""
+
+    @classmethod
+    def of(cls, trace: Trace, layer: int, positions: list[int], values: Tensor, weight: Tensor, largest: Tensor) -> _Nodes:
+        """values: [K, T, E]; weight: [H, E, d]; largest: [H, T] of `_largest_entries`."""
+        block, n_sources = trace.blocks[layer], positions[-1] + 1
+        before, whole = (stream.float() for stream in trace.around_attention(layer, positions))
+        residual = proximity(before, whole)
+        alpha = rows_until(block.pattern, positions, n_sources)
+        factors = None if block.attn_norm is None else block.attn_norm.rows(positions)
+        gate = None if block.gate is None else block.gate[positions].float().transpose(0, 1)
+        signs = _signs(whole) if factors is None else _signs(whole) * factors
+        # One product with the output projection as it lies in memory.
+        aligned = (signs @ weight.reshape(-1, weight.shape[-1]).T).view(len(signs), len(weight), -1).transpose(0, 1)
+        if gate is not None:
+            aligned = aligned * gate
+        aligned = aligned.reshape(len(values), -1, values.shape[-1])
+        upper = (aligned @ values[:, :n_sources].transpose(1, 2)).view_as(alpha).mul_(alpha)
+        bound = alpha * largest[:, None, :n_sources]
+        if factors is not None:
+            bound *= factors.abs().amax(-1)[None, :, None]
+        if gate is not None:
+            bound *= gate.abs().amax(-1)[..., None]
+        # Parts no entry of which is larger than the smallest of the whole are what their upper bound says.
+        open_parts = (bound > whole.abs().amin(-1)[:, None]).view(-1).nonzero()[:, 0]
+        open_upper = upper.view(-1).index_select(0, open_parts)
+        negligible = _NEGLIGIBLE_TOTAL * residual / (len(alpha) * n_sources)
+        matters = (open_upper > negligible.index_select(0, open_parts // n_sources % len(positions))).nonzero()[:, 0]
+        open_parts, open_upper = open_parts.index_select(0, matters), open_upper.index_select(0, matters)
+        upper.clamp_(min=0)
+        scales = alpha.view(-1).index_select(0, open_parts)
+        return cls(positions, whole, residual, factors, gate, upper, open_parts, scales, open_upper)
+
+    def at(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Head, number of the position among these, and source of the open parts."""
+        _, n_positions, n_sources = self.proximities.shape
+        row = self.open_parts // n_sources
+        return row // n_positions, row % n_positions, self.open_parts - row * n_sources
+
+    def rows(self) -> list[AttentionRow]:
+        n_heads, n_positions, n_sources = self.proximities.shape
+        total = self.proximities.sum((0, 2)) + self.residual
+        scale = 1 / torch.where(total > 0, total, 1.0)
+        edges = torch.mul(
+            self.proximities.permute(1, 2, 0), scale[:, None, None], out=self.proximities.new_empty(n_positions, n_sources, n_heads)
+        ).cpu()
+        strong, found = _strong(edges), edges.numpy()
+        # Copied, since a slice would keep the rows of all positions alive.
+        return [
+            AttentionRow(torch.from_numpy(found[index, : position + 1].copy()), share, strong[index])
+            for index, (position, share) in enumerate(zip(self.positions, (self.residual * scale).tolist(), strict=True))
+        ]
+
+
+def _sum_open_parts(nodes: list[_Nodes], values: Tensor, weight: Tensor) -> None:
+    """Fill in the proximities that bounds leave open. Vectors of width d are made only for the heads and sources of these, and once for all nodes."""
+    ends = list(itertools.accumulate((len(piece.open_parts) for piece in nodes), initial=0))
+    if not ends[-1]:
+        return
+    n_sources, width = values.shape[1], weight.shape[-1]
+    whole = torch.cat([piece.whole for piece in nodes])
+    factors = None if nodes[0].factors is None else torch.cat([piece.factors for piece in nodes if piece.factors is not None])
+    scales, upper = torch.cat([piece.scales for piece in nodes]), torch.cat([piece.upper for piece in nodes])
+    found, n_before = [], 0
+    for piece in nodes:
+        head, position, source = piece.at()
+        found.append(torch.stack([head * n_sources + source, position + n_before]))
+        n_before += len(piece.positions)
+    pair, position = torch.cat(found, 1)
+    pairs, unit = torch.unique(pair, return_inverse=True)
     small = _SmallEntries.of(whole)
-    negligible = _NEGLIGIBLE_TOTAL * residual / (n_heads * n_sources)
-    # Parts no entry of which is larger than the smallest of the whole are what their upper bound says.
-    head, position, source = ((bound > small.sizes[:, :1]) & (upper > negligible[:, None])).nonzero(as_tuple=True)
-    gap, n_larger = small.overshoot(position, bound[head, position, source])
-    undecided = gap > _BOUND_AGREEMENT * upper[head, position, source]
-    head, position, source, n_larger = (index[undecided] for index in (head, position, source, n_larger))
-    result = upper.clamp_(min=0)
-    if gate is not None:
-        open_parts = torch.zeros_like(result, dtype=torch.bool)
-        open_parts[head, position, source] = True
-        _sum_gated(result, open_parts, alpha, values, weight, whole, factors, gate)
-        return result.permute(1, 2, 0)
-    # Sorted by head, so that those of a few heads are a slice.
-    counts = torch.bincount(head, minlength=n_heads)
-    ends = [0, *counts.cumsum(0).tolist()]
-    heads_at_a_time = max(1, _UNIT_BYTES // (n_sources * whole.shape[-1] * 4))
-    for first in range(n_heads)[::heads_at_a_time]:
-        last = min(first + heads_at_a_time, n_heads)
-        here = slice(ends[first], ends[last])
-        if here.start == here.stop:
-            continue
-        h, p, j = head[here], position[here], source[here]
-        pairs, unit = torch.unique((h - first) * n_sources + j, return_inverse=True)
-        per_head = (pairs % n_sources).split(torch.bincount(pairs // n_sources, minlength=last - first).tolist())
-        n_shared = n_heads // n_groups
-        units = values.new_empty(len(pairs), whole.shape[-1])
-        for i, (sources, room) in enumerate(zip(per_head, units.split([len(sources) for sources in per_head]), strict=True), first):
-            torch.mm(values[i // n_shared].index_select(0, sources), weight[i], out=room)
-        result[h, p, j] = _open_proximities(units, alpha[h, p, j], result[h, p, j], whole, unit, p, factors, n_larger[here], small)
-    return result.permute(1, 2, 0)
+    room = max(1, _UNIT_BYTES // (4 * width))
+    for first in range(0, len(pairs), room):
+        some = pairs[first : first + room]
+        units = _units(some // n_sources, some % n_sources, values, weight)
+        parts = (
+            torch.arange(len(unit), device=unit.device) if len(pairs) <= room else ((unit >= first) & (unit < first + room)).nonzero()[:, 0]
+        )
+        own, at = unit[parts] - first, position[parts]
+        # The norm for this takes thirty times as long.
+        largest = scales[parts] * torch.maximum(units.amax(-1), -units.amin(-1))[own]
+        if factors is not None:
+            largest *= factors.abs().amax(-1)[at]
+        # Now that their entries are known, for many parts the bounds agree.
+        gap, n_larger = small.overshoot(at, largest)
+        undecided = (gap > _BOUND_AGREEMENT * upper[parts]).nonzero()[:, 0]
+        parts, own, at, n_larger = (tensor[undecided] for tensor in (parts, own, at, n_larger))
+        upper[parts] = _open_proximities(units, scales[parts], upper[parts], whole, own, at, factors, n_larger, small)
+    for piece, (start, end) in zip(nodes, itertools.pairwise(ends), strict=True):
+        piece.proximities.view(-1)[piece.open_parts] = upper[start:end]
+
+
+def _units(head: Tensor, source: Tensor, values: Tensor, weight: Tensor) -> Tensor:
+    """[N, d]: values[h, j] @ weight[h] for heads in ascending order."""
+    units = values.new_empty(len(head), weight.shape[-1])
+    counts = torch.bincount(head, minlength=len(weight)).tolist()
+    for number, (sources, room) in enumerate(zip(source.split(counts), units.split(counts), strict=True)):
+        torch.mm(values[number * len(values) // len(weight)].index_select(0, sources), weight[number], out=room)
+    return units
 
 
 @dataclass(frozen=True, eq=False)
@@ -468,8 +526,8 @@ class _SmallEntries:
         for start in range(0, len(position), _OVERSHOOT_ROWS):
             piece = slice(start, start + _OVERSHOOT_ROWS)
             at, t = position[piece], largest[piece]
-            n_larger = (self.sizes[at] < t[:, None]).sum(-1)
-            gap = 2 * (n_larger * t - self.sums[at].gather(1, n_larger[:, None])[:, 0])
+            n_larger = (self.sizes.index_select(0, at) < t[:, None]).sum(-1)
+            gap = 2 * (n_larger * t - self.sums.index_select(0, at).gather(1, n_larger[:, None])[:, 0])
             gaps[piece] = torch.where(n_larger == self.sizes.shape[-1], torch.inf, gap)
             counts[piece] = n_larger
         return gaps, counts
@@ -501,7 +559,7 @@ def _open_proximities(
         if factors is not None:
             signs = signs * factors.gather(-1, columns)
         for rows in chosen.split(max(1, _ROWS * width // max(n_columns, 1))):
-            at = whole[rows]
+            at = whole.index_select(0, rows)
             parts = units.take(columns.index_select(0, at).add_(unit[rows, None], alpha=width))
             aligned = parts.mul_(signs.index_select(0, at)).mul_(scales[rows, None])
             beyond = aligned.sub_(sizes.index_select(0, at)).clamp_(min=0).sum(-1)
@@ -511,22 +569,18 @@ def _open_proximities(
     return result
 
 
-def _sum_gated(
-    result: Tensor,
-    undecided: Tensor,
-    alpha: Tensor,
-    values: Tensor,
-    weight: Tensor,
-    whole: Tensor,
-    factors: Tensor | None,
-    gate: Tensor,
-) -> None:
-    """Fill in the undecided proximities where a gate makes each target's value-output vectors its own."""
-    n_shared = len(weight) // len(values)
-    rows = max(1, _UNIT_BYTES // (whole.shape[-1] * 4))
-    for head in range(len(weight)):
-        where = undecided[head].nonzero()
-        for position, source in (piece.unbind(1) for piece in where.split(rows)):
-            units = (values[head // n_shared, source] * gate[head, position]) @ weight[head]
+def _sum_gated(nodes: _Nodes, values: Tensor, weight: Tensor) -> None:
+    """As `_sum_open_parts`, where a gate makes each node's value-output vectors its own."""
+    assert nodes.gate is not None
+    n_shared, rows = len(weight) // len(values), max(1, _UNIT_BYTES // (weight.shape[-1] * 4))
+    head, position, source = nodes.at()
+    result, first = torch.empty_like(nodes.scales), 0
+    for number, count in enumerate(torch.bincount(head, minlength=len(weight)).tolist()):
+        for start in range(first, first + count, rows):
+            here = slice(start, min(start + rows, first + count))
+            at = position[here]
+            units = (values[number // n_shared, source[here]] * nodes.gate[number, at]) @ weight[number]
             every = torch.arange(len(units), device=units.device)
-            result[head, position, source] = scaled_proximity(units, alpha[head, position, source], whole, every, position, factors)
+            result[here] = scaled_proximity(units, nodes.scales[here], nodes.whole, every, at, nodes.factors)
+        first += count
+    nodes.proximities.view(-1)[nodes.open_parts] = result

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llm_tt.models.transparent_llm import AttentionPattern
+
 
 @dataclass(frozen=True, eq=False)
 class StoredPattern:
@@ -20,7 +22,10 @@ class StoredPattern:
     probabilities: Tensor
 
     def rows(self, positions: Sequence[int]) -> Tensor:
-        return self.probabilities[:, list(positions)].float()
+        return self.rows_until(positions, self.probabilities.shape[-1])
+
+    def rows_until(self, positions: Sequence[int], n_sources: int) -> Tensor:
+        return self.probabilities[:, list(positions), :n_sources].float()
 
     @property
     def nbytes(self) -> int:
@@ -38,11 +43,12 @@ class Visible:
     mask: Tensor | None = None
 
     def hidden(self, positions: Tensor, n_tokens: int) -> Tensor:
-        """[P, T]: True where a token does not see another."""
+        """[P, n_tokens]: True where a token does not see one of the first tokens."""
         if self.mask is not None:
-            return ~self.mask[positions]
-        distance = positions[:, None] - torch.arange(n_tokens, device=positions.device)
-        return (distance < 0) | (distance >= (self.window or math.inf))
+            return ~self.mask[positions, :n_tokens]
+        every = torch.arange(n_tokens, device=positions.device)
+        future = every > positions[:, None]
+        return future if self.window is None else future | (every <= positions[:, None] - self.window)
 
     @classmethod
     def of(cls, mask: Tensor | None) -> Visible:
@@ -86,15 +92,18 @@ class RecomputedPattern:
     sinks: Tensor | None = None
 
     def rows(self, positions: Sequence[int]) -> Tensor:
+        return self.rows_until(positions, self.keys.shape[1])
+
+    def rows_until(self, positions: Sequence[int], n_sources: int) -> Tensor:
         index = torch.as_tensor(list(positions), device=self.keys.device)
         asked = self.queries[:, index] if isinstance(self.queries, Tensor) else self.queries.of(positions)
         n_heads, _, d_head = asked.shape
-        n_kv_heads, n_tokens, _ = self.keys.shape
-        queries = asked.float().reshape(n_kv_heads, -1, d_head)
-        scores = torch.matmul(queries, self.keys.float().transpose(1, 2)).mul_(self.scale).view(n_heads, len(index), n_tokens)
+        keys = self.keys[:, :n_sources].float()
+        queries = (asked.float() * self.scale).reshape(len(keys), -1, d_head)
+        scores = torch.matmul(queries, keys.transpose(1, 2)).view(n_heads, len(index), n_sources)
         if self.cap is not None:
             scores = scores.div_(self.cap).tanh_().mul_(self.cap)
-        scores = scores.masked_fill_(self.visible.hidden(index, n_tokens), -math.inf)
+        scores = scores.masked_fill_(self.visible.hidden(index, n_sources), -math.inf)
         if self.sinks is None:
             return scores.softmax(-1)
         sinks = self.sinks.float()[:, None, None].expand(-1, len(index), 1)
@@ -103,3 +112,10 @@ class RecomputedPattern:
     @property
     def nbytes(self) -> int:
         return self.queries.nbytes + self.keys.nbytes
+
+
+def rows_until(pattern: AttentionPattern, positions: Sequence[int], n_sources: int) -> Tensor:
+    """[H, P, n_sources] in one piece: what `pattern.rows` has for the first tokens; none of the positions lies behind them."""
+    if isinstance(pattern, StoredPattern | RecomputedPattern):
+        return pattern.rows_until(positions, n_sources).contiguous()
+    return pattern.rows(positions)[..., :n_sources].contiguous()

@@ -8,6 +8,7 @@ N neurons, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,15 +72,26 @@ class SummedStream:
     added: tuple[tuple[Tensor, ...], ...]
     """what was added to it since, in the model's order; those of a group were added to each other first"""
 
-    def rows(self, positions: Sequence[int]) -> Tensor:
-        chosen = torch.as_tensor(list(positions), dtype=torch.long)
-        total = self.start[chosen]
-        for group in self.added:
-            part = group[0][chosen]
+    def rows(self, positions: Sequence[int], earlier: Stream | None = None, its_rows: Tensor | None = None) -> Tensor:
+        """[P, d]: some tokens of the stream.
+
+        earlier, its_rows: a stream that this one may go on from, and its rows, which then are not added up again.
+        """
+        n_known = None if earlier is None or its_rows is None else self._n_groups_of(earlier)
+        total = rows_of(self.start, positions) if its_rows is None or n_known is None else its_rows
+        for group in self.added[n_known or 0 :]:
+            part = rows_of(group[0], positions)
             for more in group[1:]:
-                part = part + more[chosen]
+                part = part + rows_of(more, positions)
             total = total.to(part.device) + part
         return total
+
+    def _n_groups_of(self, earlier: Stream) -> int | None:
+        """How many of the groups an earlier stream has, if it is one of the sums on the way to this one."""
+        start, added = (earlier.start, earlier.added) if isinstance(earlier, SummedStream) else (earlier, ())
+        same = start is self.start and len(added) <= len(self.added)
+        same = same and all(len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in zip(added, self.added, strict=False))
+        return len(added) if same else None
 
     def plus(self, *group: Tensor) -> SummedStream:
         return SummedStream(self.start, (*self.added, group))
@@ -120,6 +132,11 @@ class BlockActivations:
     def post(self, positions: Sequence[int]) -> Tensor:
         """[P, d]: the residual stream after the FFN at some tokens."""
         return _stream_rows(self.post_stream, positions)
+
+    def around_ffn(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """[P, d] each: `mid` and `post` at some tokens."""
+        before = self.mid(positions)
+        return before, _stream_rows(self.post_stream, positions, self.mid_stream, before)
 
     @property
     def resid_mid(self) -> Tensor:
@@ -162,8 +179,14 @@ class BlockActivations:
         return sum(part.nbytes for part in parts if part is not None)
 
 
-def _stream_rows(stream: Stream, positions: Sequence[int]) -> Tensor:
-    return stream[list(positions)] if isinstance(stream, Tensor) else stream.rows(positions)
+def rows_of(tensor: Tensor, positions: Sequence[int]) -> Tensor:
+    """tensor[positions], in a sixth of the time. Of [T, ...], for positions as in Python."""
+    chosen = torch.as_tensor(list(positions), dtype=torch.long, device=tensor.device)
+    return tensor.index_select(0, torch.where(chosen < 0, chosen + len(tensor), chosen))
+
+
+def _stream_rows(stream: Stream, positions: Sequence[int], earlier: Stream | None = None, its_rows: Tensor | None = None) -> Tensor:
+    return rows_of(stream, positions) if isinstance(stream, Tensor) else stream.rows(positions, earlier, its_rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +237,15 @@ class Trace:
     def pre(self, layer: int, positions: Sequence[int]) -> Tensor:
         """[P, d] what enters block `layer` at some tokens, on that block's device."""
         layer = self.layer(layer)
-        before = self.embedding[list(positions)] if layer == 0 else self.blocks[layer - 1].post(positions)
+        before = rows_of(self.embedding, positions) if layer == 0 else self.blocks[layer - 1].post(positions)
         return before.to(self.blocks[layer].attn_out.device)
+
+    def around_attention(self, layer: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """[P, d] each: `pre` of a block and its `mid` at some tokens, on that block's device."""
+        layer = self.layer(layer)
+        before = self.pre(layer, positions)
+        earlier = self.embedding if layer == 0 else self.blocks[layer - 1].post_stream
+        return before, _stream_rows(self.blocks[layer].mid_stream, positions, earlier, before)
 
     def ffn_input(self, layer: int, positions: Sequence[int] | None = None) -> Tensor:
         """[P, d] the residual stream that the FFN of block `layer` reads at some tokens, or at all of them."""

@@ -196,7 +196,8 @@ def test_skipping_by_bounds_gives_what_summing_every_part_gives(case: Callable, 
     skipped, _ = actual_contributions(made)
     monkeypatch.setattr(contributions, "_BOUND_AGREEMENT", -1.0)
     monkeypatch.setattr(contributions, "_NEGLIGIBLE_TOTAL", 0.0)
-    # No bound on their entries: every part that may have something to give is summed.
+    # No bound on their entries, and no small entries looked for: every part that may have something to give is summed over all its entries.
+    monkeypatch.setattr(contributions, "_SMALL_ENTRIES", 0)
     monkeypatch.setattr(contributions, "_largest_entries", lambda values, weight: torch.full((len(weight), values.shape[1]), torch.inf))
     summed, _ = actual_contributions(made)
     assert float((skipped - summed).abs().max()) <= 1e-6
@@ -227,12 +228,16 @@ def test_parts_summed_a_few_at_a_time_give_the_same(case: Callable, monkeypatch:
 
 @every_case
 @every_seed
-def test_few_entries_and_few_positions_at_a_time_give_what_is_exact(case: Callable, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("numbers", [1, 10**6])
+def test_few_entries_and_few_positions_at_a_time_give_what_is_exact(
+    case: Callable, seed: int, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As for long prompts and wide models: parts are summed over the entries that matter, rows of attention read a few at a time."""
     made = case(torch.Generator().manual_seed(seed))
     monkeypatch.setattr(contributions, "_SMALL_ENTRIES", 16)
     monkeypatch.setattr(contributions, "_FEW_ENTRIES", 3)
-    monkeypatch.setattr(contributions, "_NUMBERS", 1)
+    monkeypatch.setattr(contributions, "_NUMBERS", numbers)
+    monkeypatch.setattr(contributions, "_CACHED_NUMBERS", 1)
     monkeypatch.setattr(contributions, "_UNIT_BYTES", 1)
     edges, residual = actual_contributions(made)
     expected_edges, expected_residual = expected_contributions(made)
