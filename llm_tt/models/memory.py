@@ -18,7 +18,7 @@ _RESERVE = 0.9
 _HELD_BACK = 64 * 2**20
 """Of what comes and goes an allocator holds back about half as much again (measured: none to one and a half times), but not more than this:
 larger pieces go back to the system"""
-_FFN_ROWS, _FFN_NUMBERS = 256, 2**19
+_FFN_ROWS, _FFN_NUMBERS = 256, 2**20
 """On a CPU a dense FFN reads so many tokens at a time that its inner vectors have about so many numbers, but not fewer tokens than that; a GPU
 would be kept waiting by such small pieces"""
 _FFN_COPIES = 4
