@@ -11,7 +11,6 @@ from typing import Any, Literal
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 Growth = Literal["constant", "token", "pair"]
 
@@ -78,4 +77,11 @@ class Allocations(TorchDispatchMode):
 
 
 def _tensors(values: Any) -> Iterable[Tensor]:
-    return (value for value in tree_iter(values) if isinstance(value, Tensor))
+    # What operations take and give is flat but for lists of tensors; torch's own walk over trees takes longer than the operation.
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))

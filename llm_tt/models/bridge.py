@@ -228,7 +228,10 @@ class BridgeLlm(TransparentLlm):
             return None
         ids = [(7 + 101 * index) % self.info.d_vocab for index in range(n_tokens)]
         with Allocations(n_tokens) as seen:
-            _, blocks, _ = self._record(ids, silent, fused=self.info.attention == "fused", always_recompute=True, n_ffn_rows=1)
+            # Any piece smaller than the prompt tells an FFN's inner vectors from what grows with it; few pieces, since each reads all weights.
+            _, blocks, _ = self._record(
+                ids, silent, fused=self.info.attention == "fused", always_recompute=True, n_ffn_rows=n_tokens // 2 + 1
+            )
         size = self.info.torch_dtype.itemsize
         pairs = sum(block.pattern.nbytes for block in blocks if isinstance(block.pattern, StoredPattern))
         kept = sum(block.nbytes for block in blocks) - pairs
