@@ -13,6 +13,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Growth = Literal["constant", "token", "pair"]
+_INDIVISIBLE: set[OpOverload] = set()
+"""Operations that were found to consist of no others"""
 
 
 class Allocations(TorchDispatchMode):
@@ -38,12 +40,13 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if isinstance(func, OpOverload):
+        if isinstance(func, OpOverload) and func not in _INDIVISIBLE:
             with self:
                 # What consists of other operations, so that these are seen.
                 made = func.decompose(*args, **(kwargs or {}))
             if made is not NotImplemented:
                 return made
+            _INDIVISIBLE.add(func)
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):

@@ -31,6 +31,7 @@ from llm_tt.models.blocks import (
     softmax_scale,
     value_limit,
 )
+from llm_tt.models.booting import boot
 from llm_tt.models.capture import CalledWith, Captured
 from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, has_experts, scaled, unwrapped
 from llm_tt.models.gradients import Differentiable, HuggingFaceGradients
@@ -81,8 +82,6 @@ class BridgeLlm(TransparentLlm):
         chat_template: str | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
-        from transformer_lens.model_bridge import TransformerBridge
-
         hf_model.eval().requires_grad_(False)
         n_params = sum(parameter.numel() for parameter in hf_model.parameters())
         self._config = hf_model.config
@@ -104,9 +103,7 @@ class BridgeLlm(TransparentLlm):
         self._config.architectures = [ARCHITECTURE_NAMES.get(architecture, architecture)]
         try:
             # The label is no model name: with a model given, the bridge only shows it.
-            self._bridge: Any = TransformerBridge.boot_transformers(
-                f"llm-tt/{self._config.model_type}", hf_model=hf_model, tokenizer=bridge_tokenizer, dtype=hf_model.dtype
-            )
+            self._bridge: Any = boot(f"llm-tt/{self._config.model_type}", hf_model, bridge_tokenizer)
         except Exception as error:
             # Its adapters raise whatever they stumble over.
             raise _not_taken_apart(who, error) from error
@@ -251,8 +248,8 @@ class BridgeLlm(TransparentLlm):
         who = f"{self.info.name} (model type {self.info.family!r})"
         with self._lock:
             capture.disable(self._bridge, self._config)
-            capture.restore_copies(self._bridge)
             try:
+                capture.restore_copies(self._bridge)
                 error = identities.relative_error(_last_logits(self._bridge, probe, self.info.device), plain_logits)
             except Exception as error:
                 raise _not_taken_apart(who, error) from error
