@@ -50,8 +50,10 @@ from llm_tt.text import ChatMessage, Prompt
 _PATTERN_TOLERANCE = 1e-5
 Batches = Literal["positions told", "positions not told", "one by one"]
 """How a model continues several texts: in one pass, with or without their positions, or each in its own"""
-_TELLING_LENGTHS = (37, 41, 43, 53, 23, 19, 17, 13)
+_TELLING_LENGTHS = (13, 17, 19, 23, 37, 41, 43, 53)
 """Primes: lengths of the prompt on which memory is measured"""
+_MEASURED_AS = 37
+"""The length that it stands for: what is shelved of a prompt of so many tokens is. Where each expert should see some but not all of them, the least"""
 _QUERY_TOLERANCE = 1e-5
 _SAMPLED = 256
 """Numbers of each weight that a fingerprint is made of"""
@@ -218,17 +220,17 @@ class BridgeLlm(TransparentLlm):
             self.info.d_head,
             self.info.n_heads,
             self.info.n_kv_heads,
+            self.info.d_vocab,
             *(shape.per_expert for shape in self.info.ffn),
-        }
-        n_tokens = next((length for length in _TELLING_LENGTHS if length not in sizes and length <= self.info.n_ctx), None)
+        } - {0}
+        has_experts = any(shape.n_experts for shape in self.info.ffn)
+        lengths = sorted(_TELLING_LENGTHS, key=lambda length: length < _MEASURED_AS) if has_experts else _TELLING_LENGTHS
+        n_tokens = next((length for length in lengths if all(size % length for size in sizes) and length <= self.info.n_ctx), None)
         if n_tokens is None:
             return None
         ids = [(7 + 101 * index) % self.info.d_vocab for index in range(n_tokens)]
         with Allocations(n_tokens) as seen:
-            # Any piece smaller than the prompt tells an FFN's inner vectors from what grows with it; few pieces, since each reads all weights.
-            _, blocks, _ = self._record(
-                ids, silent, fused=self.info.attention == "fused", always_recompute=True, n_ffn_rows=n_tokens // 2 + 1
-            )
+            _, blocks, _ = self._record(ids, silent, fused=self.info.attention == "fused", always_recompute=True, stands_for=_MEASURED_AS)
         size = self.info.torch_dtype.itemsize
         pairs = sum(block.pattern.nbytes for block in blocks if isinstance(block.pattern, StoredPattern))
         kept = sum(block.nbytes for block in blocks) - pairs
@@ -372,12 +374,13 @@ class BridgeLlm(TransparentLlm):
         progress: Progress,
         fused: bool = False,
         always_recompute: bool = False,
-        n_ffn_rows: int | None = None,
+        stands_for: int | None = None,
         keeps_queries: bool = True,
         calls: dict[int, dict[str, Any]] | None = None,
     ) -> tuple[Tensor, tuple[BlockActivations, ...], Tensor]:
         """Embedding, blocks and last logits of one forward pass.
 
+        stands_for: as of so many tokens tensors are shelved, and FFNs read in pieces.
         calls: filled with what attention modules were given by name.
 
         Raises:
@@ -385,7 +388,9 @@ class BridgeLlm(TransparentLlm):
         """
         require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
-        shelf = Shelf(len(self._layers))
+        # Any piece smaller than the prompt is told from what grows with it; few pieces, since each reads all weights of an FFN.
+        n_ffn_rows = None if stands_for is None else len(token_ids) // 2 + 1
+        shelf = Shelf(len(self._layers), 1 if stands_for is None else len(token_ids) / stands_for)
         calls = {} if calls is None else calls
         with (
             torch.inference_mode(),
@@ -465,9 +470,10 @@ class BridgeLlm(TransparentLlm):
         return found
 
     def fingerprint(self) -> str:
-        made = hashlib.sha256()
+        made, parts = hashlib.sha256(), capture.split_parameters(self._bridge)
         for parameter in self._bridge.original_model.parameters():
-            if parameter.numel() and not parameter.is_meta:
+            # Parts of a joint projection are there or not, as attention is computed; the whole always is.
+            if id(parameter) not in parts and not parameter.is_meta:
                 flat = parameter.detach().reshape(-1)
                 made.update(repr((tuple(parameter.shape), parameter.dtype)).encode())
                 made.update(flat[:: max(flat.numel() // _SAMPLED, 1)].float().cpu().numpy().tobytes())

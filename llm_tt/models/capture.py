@@ -189,6 +189,11 @@ def restore_copies(bridge: Any) -> None:
                 part.set_original_component(made.eval().requires_grad_(False))
 
 
+def split_parameters(bridge: Any) -> set[int]:
+    """Identities of the parameters that are parts of others."""
+    return {id(parameter) for block in bridge.blocks for part in _split(block.attn) for parameter in unwrapped(part).parameters()}
+
+
 def _split(attention: Any) -> list[Any]:
     """The query, key and value projections that TransformerLens made of a joint one."""
     if not hasattr(attention, "split_qkv_matrix"):

@@ -52,10 +52,8 @@ class DenseFfn:
         return self._out.weight.device  # type: ignore[union-attr, return-value]
 
     def neurons(self, ffn_input: Tensor) -> Neurons:
-        with seen_by(self._out) as seen:
-            self._run(ffn_input[None])
         bias = getattr(self._out, "bias", None)
-        return Neurons(_rows(seen[0]), None if bias is None else scaled(bias.detach().float(), self._scale))
+        return Neurons(_rows(_given(self._out, lambda: self._run(ffn_input[None]))), None if bias is None else scaled(bias.detach().float(), self._scale))
 
     def output(self, neurons: Tensor | None) -> Tensor:
         return scaled(_selected(dense_weight(self._out), neurons), self._scale)
@@ -238,6 +236,30 @@ def seen_by(module: nn.Module | None, every: bool = False, output: bool = False)
         yield seen
     finally:
         handle.remove()
+
+
+class _Given(Exception):
+    """Ends a module as soon as one inside it is called."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+
+def _given(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """What a module is called with first while `run` runs, which ends there."""
+
+    def end(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Given(next(iter((*args, *kwargs.values()))))
+
+    handle = module.register_forward_pre_hook(end, with_kwargs=True)
+    try:
+        run()
+    except _Given as given:
+        return given.tensor
+    finally:
+        handle.remove()
+    raise ValueError("the FFN does not call its output projection")
 
 
 def _rows(tensor: Tensor) -> Tensor:

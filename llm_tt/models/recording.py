@@ -48,15 +48,19 @@ class Layer:
 
 class Shelf:
     """Room for what a trace keeps of large layers in main memory: one piece for all layers, so that nothing kept lies between what comes and goes
-    while the model runs, where it would keep freed memory from being used again or given back."""
+    while the model runs, where it would keep freed memory from being used again or given back.
 
-    def __init__(self, n_layers: int) -> None:
-        self._n_layers = n_layers
+    Args:
+        share: of the size from which on a tensor is worth it.
+    """
+
+    def __init__(self, n_layers: int, share: float = 1) -> None:
+        self._n_layers, self._least_bytes = n_layers, share * _SHELVED_BYTES
         self._pieces: dict[str, Tensor] = {}
 
     def put(self, name: str, layer: int, tensor: Tensor) -> Tensor:
         """The tensor, now on the shelf if it is worth it."""
-        if tensor.device.type != "cpu" or tensor.nbytes < _SHELVED_BYTES:
+        if tensor.device.type != "cpu" or tensor.nbytes < self._least_bytes:
             return tensor
         piece = self._pieces.get(name)
         if piece is None:
