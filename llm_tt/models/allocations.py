@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -79,12 +79,9 @@ class Allocations(TorchDispatchMode):
         return "constant" if tensor.numel() % self._n_tokens else "token"
 
 
-def _tensors(values: Any) -> Iterable[Tensor]:
+def _tensors(values: Any) -> list[Tensor]:
     # What operations take and give is flat but for lists of tensors; torch's own walk over trees takes longer than the operation.
     if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(list(values.values()))
+        return [values]
+    inner = values.values() if isinstance(values, dict) else values if isinstance(values, tuple | list) else ()
+    return [tensor for value in inner if isinstance(value, Tensor | tuple | list | dict) for tensor in _tensors(value)]

@@ -26,8 +26,8 @@ _booting = threading.Lock()
 _ABSENT = object()
 
 
-def boot(label: str, hf_model: Any, tokenizer: Any) -> Any:
-    """A TransformerBridge around a model, which is changed, as is the tokenizer.
+def boot(label: str, hf_model: Any) -> Any:
+    """A TransformerBridge around a model, which is changed. It reads ids only: its tokenizer knows no words.
 
     One at a time: TransformerLens takes a method off a class of its own while it copies, so that two boots at once could trip each other.
 
@@ -37,7 +37,18 @@ def boot(label: str, hf_model: Any, tokenizer: Any) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     with _booting, _leanly():
-        return TransformerBridge.boot_transformers(label, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype)
+        return TransformerBridge.boot_transformers(label, hf_model=hf_model, tokenizer=_without_words(), dtype=hf_model.dtype)
+
+
+def _without_words() -> Any:
+    """What TransformerLens needs to have, and sets up as it likes: reading the model's own once more takes longer than the whole boot."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"<eos>": 0}, unk_token="<eos>")), eos_token="<eos>", unk_token="<eos>"
+    )
 
 
 @contextmanager

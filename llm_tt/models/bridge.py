@@ -53,7 +53,7 @@ Batches = Literal["positions told", "positions not told", "one by one"]
 _TELLING_LENGTHS = (13, 17, 19, 23, 37, 41, 43, 53)
 """Primes: lengths of the prompt on which memory is measured"""
 _MEASURED_AS = 37
-"""The length that it stands for: what is shelved of a prompt of so many tokens is. Where each expert should see some but not all of them, the least"""
+"""The length that it stands for: what is shelved of a prompt of so many tokens is. The least, where experts share the tokens"""
 _QUERY_TOLERANCE = 1e-5
 _SAMPLED = 256
 """Numbers of each weight that a fingerprint is made of"""
@@ -66,7 +66,6 @@ class BridgeLlm(TransparentLlm):
         name: what the user calls it.
         hf_model: loaded, adapters merged, on its device. The bridge changes it in place.
         tokenizer: for ids and display; stays untouched.
-        bridge_tokenizer: a second instance, which the bridge changes.
         chat_template: Jinja text that goes before the tokenizer's own.
         notes: sentences on what was done to the checkpoint to load it.
 
@@ -79,7 +78,6 @@ class BridgeLlm(TransparentLlm):
         name: str,
         hf_model: Any,
         tokenizer: Any,
-        bridge_tokenizer: Any,
         adapter: str | None = None,
         chat_template: str | None = None,
         notes: tuple[str, ...] = (),
@@ -105,7 +103,7 @@ class BridgeLlm(TransparentLlm):
         self._config.architectures = [ARCHITECTURE_NAMES.get(architecture, architecture)]
         try:
             # The label is no model name: with a model given, the bridge only shows it.
-            self._bridge: Any = boot(f"llm-tt/{self._config.model_type}", hf_model, bridge_tokenizer)
+            self._bridge: Any = boot(f"llm-tt/{self._config.model_type}", hf_model)
         except Exception as error:
             # Its adapters raise whatever they stumble over.
             raise _not_taken_apart(who, error) from error
@@ -380,7 +378,7 @@ class BridgeLlm(TransparentLlm):
     ) -> tuple[Tensor, tuple[BlockActivations, ...], Tensor]:
         """Embedding, blocks and last logits of one forward pass.
 
-        stands_for: as of so many tokens tensors are shelved, and FFNs read in pieces.
+        stands_for: only sizes are wanted, as of a prompt of so many tokens.
         calls: filled with what attention modules were given by name.
 
         Raises:
@@ -388,7 +386,7 @@ class BridgeLlm(TransparentLlm):
         """
         require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
-        # Any piece smaller than the prompt is told from what grows with it; few pieces, since each reads all weights of an FFN.
+        # Any piece smaller than the prompt is told from what grows with it; one is enough, since each reads all weights of an FFN.
         n_ffn_rows = None if stands_for is None else len(token_ids) // 2 + 1
         shelf = Shelf(len(self._layers), 1 if stands_for is None else len(token_ids) / stands_for)
         calls = {} if calls is None else calls

@@ -67,4 +67,3 @@ def _is_plain(kind: type[nn.Module]) -> bool:
         and kind.__reduce__ is object.__reduce__
         and kind.__new__ is object.__new__
     )
-

@@ -53,15 +53,19 @@ class DenseFfn:
 
     def neurons(self, ffn_input: Tensor) -> Neurons:
         bias = getattr(self._out, "bias", None)
-        return Neurons(_rows(_given(self._out, lambda: self._run(ffn_input[None]))), None if bias is None else scaled(bias.detach().float(), self._scale))
+        activations = _given(self._out, lambda: self._run(ffn_input[None]))
+        return Neurons(_rows(activations), None if bias is None else scaled(bias.detach().float(), self._scale))
 
     def output(self, neurons: Tensor | None) -> Tensor:
         return scaled(_selected(dense_weight(self._out), neurons), self._scale)
 
 
 @contextmanager
-def in_pieces(module: nn.Module | None, n_rows: int) -> Iterator[None]:
-    """Let an FFN that reads each token by itself read so many at a time, so that its inner vectors never exist for all tokens at once."""
+def in_pieces(module: nn.Module | None, n_rows: int, only_first: bool = False) -> Iterator[None]:
+    """Let an FFN that reads each token by itself read so many at a time, so that its inner vectors never exist for all tokens at once.
+
+    only_first: the first of them and no others, which get zeros.
+    """
     if module is None:
         yield
         return
@@ -70,8 +74,8 @@ def in_pieces(module: nn.Module | None, n_rows: int) -> Iterator[None]:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if x.ndim != 3 or len(x) != 1 or x.shape[1] <= n_rows or args or kwargs:
             return whole(x, *args, **kwargs)
-        out = torch.empty_like(x)
-        for start in range(0, x.shape[1], n_rows):
+        out = torch.zeros_like(x) if only_first else torch.empty_like(x)
+        for start in range(0, n_rows if only_first else x.shape[1], n_rows):
             # A slice of all of x would be multiplied as a batch, which takes longer.
             piece = x[0, start : start + n_rows]
             out[0, start : start + n_rows] = whole(piece[None])[0]

@@ -90,7 +90,8 @@ class Recorder:
             read of attention.
         reads_attention: whether queries, keys, values and pattern are read from hooks.
         shelf: where large tensors go.
-        n_ffn_rows: how many tokens an FFN that `reads_in_pieces` reads at a time; None: as many as is best for its width.
+        n_ffn_rows: how many tokens an FFN that `reads_in_pieces` reads at all, where only sizes are wanted; None: all, as many at a time as is
+            best for its width.
     """
 
     def __init__(
@@ -154,7 +155,8 @@ class Recorder:
             with ExitStack() as stack:
                 for ffn in (layer.ffn for layer in self._layers):
                     if isinstance(ffn, DenseFfn) and reads_in_pieces(ffn):
-                        stack.enter_context(in_pieces(ffn.module, self._n_ffn_rows or ffn_rows(ffn.shape.n_neurons)))
+                        n_rows = self._n_ffn_rows or ffn_rows(ffn.shape.n_neurons)
+                        stack.enter_context(in_pieces(ffn.module, n_rows, only_first=self._n_ffn_rows is not None))
                 for block in (layer.block for layer in self._layers):
                     for name in ("ln1", "ln2"):
                         if name in block.submodules:
