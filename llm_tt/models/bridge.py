@@ -386,8 +386,8 @@ class BridgeLlm(TransparentLlm):
         """
         require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
-        # Any piece smaller than the prompt is told from what grows with it; one is enough, since each reads all weights of an FFN.
-        n_ffn_rows = None if stands_for is None else len(token_ids) // 2 + 1
+        # One row is told from what grows with the prompt; more would take longer.
+        n_ffn_rows = None if stands_for is None else 1
         shelf = Shelf(len(self._layers), 1 if stands_for is None else len(token_ids) / stands_for)
         calls = {} if calls is None else calls
         with (
