@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 Growth = Literal["constant", "token", "pair"]
+_INDIVISIBLE: set[OpOverload] = set()
+"""Operations that were found to consist of no others"""
 
 
 class Allocations(TorchDispatchMode):
@@ -39,12 +40,13 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if isinstance(func, OpOverload):
+        if isinstance(func, OpOverload) and func not in _INDIVISIBLE:
             with self:
                 # What consists of other operations, so that these are seen.
                 made = func.decompose(*args, **(kwargs or {}))
             if made is not NotImplemented:
                 return made
+            _INDIVISIBLE.add(func)
         given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):
@@ -77,5 +79,9 @@ class Allocations(TorchDispatchMode):
         return "constant" if tensor.numel() % self._n_tokens else "token"
 
 
-def _tensors(values: Any) -> Iterable[Tensor]:
-    return (value for value in tree_iter(values) if isinstance(value, Tensor))
+def _tensors(values: Any) -> list[Tensor]:
+    # What operations take and give is flat but for lists of tensors; torch's own walk over trees takes longer than the operation.
+    if isinstance(values, Tensor):
+        return [values]
+    inner = values.values() if isinstance(values, dict) else values if isinstance(values, tuple | list) else ()
+    return [tensor for value in inner if isinstance(value, Tensor | tuple | list | dict) for tensor in _tensors(value)]

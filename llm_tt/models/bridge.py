@@ -31,6 +31,7 @@ from llm_tt.models.blocks import (
     softmax_scale,
     value_limit,
 )
+from llm_tt.models.booting import boot
 from llm_tt.models.capture import CalledWith, Captured
 from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, has_experts, scaled, unwrapped
 from llm_tt.models.gradients import Differentiable, HuggingFaceGradients
@@ -49,8 +50,10 @@ from llm_tt.text import ChatMessage, Prompt
 _PATTERN_TOLERANCE = 1e-5
 Batches = Literal["positions told", "positions not told", "one by one"]
 """How a model continues several texts: in one pass, with or without their positions, or each in its own"""
-_TELLING_LENGTHS = (37, 41, 43, 53, 23, 19, 17, 13)
+_TELLING_LENGTHS = (13, 17, 19, 23, 37, 41, 43, 53)
 """Primes: lengths of the prompt on which memory is measured"""
+_MEASURED_AS = 37
+"""The length that it stands for: what is shelved of a prompt of so many tokens is. The least, where experts share the tokens"""
 _QUERY_TOLERANCE = 1e-5
 _SAMPLED = 256
 """Numbers of each weight that a fingerprint is made of"""
@@ -63,7 +66,6 @@ class BridgeLlm(TransparentLlm):
         name: what the user calls it.
         hf_model: loaded, adapters merged, on its device. The bridge changes it in place.
         tokenizer: for ids and display; stays untouched.
-        bridge_tokenizer: a second instance, which the bridge changes.
         chat_template: Jinja text that goes before the tokenizer's own.
         notes: sentences on what was done to the checkpoint to load it.
 
@@ -76,13 +78,10 @@ class BridgeLlm(TransparentLlm):
         name: str,
         hf_model: Any,
         tokenizer: Any,
-        bridge_tokenizer: Any,
         adapter: str | None = None,
         chat_template: str | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
-        from transformer_lens.model_bridge import TransformerBridge
-
         hf_model.eval().requires_grad_(False)
         n_params = sum(parameter.numel() for parameter in hf_model.parameters())
         self._config = hf_model.config
@@ -104,9 +103,7 @@ class BridgeLlm(TransparentLlm):
         self._config.architectures = [ARCHITECTURE_NAMES.get(architecture, architecture)]
         try:
             # The label is no model name: with a model given, the bridge only shows it.
-            self._bridge: Any = TransformerBridge.boot_transformers(
-                f"llm-tt/{self._config.model_type}", hf_model=hf_model, tokenizer=bridge_tokenizer, dtype=hf_model.dtype
-            )
+            self._bridge: Any = boot(f"llm-tt/{self._config.model_type}", hf_model)
         except Exception as error:
             # Its adapters raise whatever they stumble over.
             raise _not_taken_apart(who, error) from error
@@ -221,14 +218,17 @@ class BridgeLlm(TransparentLlm):
             self.info.d_head,
             self.info.n_heads,
             self.info.n_kv_heads,
+            self.info.d_vocab,
             *(shape.per_expert for shape in self.info.ffn),
-        }
-        n_tokens = next((length for length in _TELLING_LENGTHS if length not in sizes and length <= self.info.n_ctx), None)
+        } - {0}
+        has_experts = any(shape.n_experts for shape in self.info.ffn)
+        lengths = sorted(_TELLING_LENGTHS, key=lambda length: length < _MEASURED_AS) if has_experts else _TELLING_LENGTHS
+        n_tokens = next((length for length in lengths if all(size % length for size in sizes) and length <= self.info.n_ctx), None)
         if n_tokens is None:
             return None
         ids = [(7 + 101 * index) % self.info.d_vocab for index in range(n_tokens)]
         with Allocations(n_tokens) as seen:
-            _, blocks, _ = self._record(ids, silent, fused=self.info.attention == "fused", always_recompute=True, n_ffn_rows=1)
+            _, blocks, _ = self._record(ids, silent, fused=self.info.attention == "fused", always_recompute=True, stands_for=_MEASURED_AS)
         size = self.info.torch_dtype.itemsize
         pairs = sum(block.pattern.nbytes for block in blocks if isinstance(block.pattern, StoredPattern))
         kept = sum(block.nbytes for block in blocks) - pairs
@@ -248,8 +248,8 @@ class BridgeLlm(TransparentLlm):
         who = f"{self.info.name} (model type {self.info.family!r})"
         with self._lock:
             capture.disable(self._bridge, self._config)
-            capture.restore_copies(self._bridge)
             try:
+                capture.restore_copies(self._bridge)
                 error = identities.relative_error(_last_logits(self._bridge, probe, self.info.device), plain_logits)
             except Exception as error:
                 raise _not_taken_apart(who, error) from error
@@ -372,12 +372,13 @@ class BridgeLlm(TransparentLlm):
         progress: Progress,
         fused: bool = False,
         always_recompute: bool = False,
-        n_ffn_rows: int | None = None,
+        stands_for: int | None = None,
         keeps_queries: bool = True,
         calls: dict[int, dict[str, Any]] | None = None,
     ) -> tuple[Tensor, tuple[BlockActivations, ...], Tensor]:
         """Embedding, blocks and last logits of one forward pass.
 
+        stands_for: only sizes are wanted, as of a prompt of so many tokens.
         calls: filled with what attention modules were given by name.
 
         Raises:
@@ -385,7 +386,9 @@ class BridgeLlm(TransparentLlm):
         """
         require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
-        shelf = Shelf(len(self._layers))
+        # One row is told from what grows with the prompt; more would take longer.
+        n_ffn_rows = None if stands_for is None else 1
+        shelf = Shelf(len(self._layers), 1 if stands_for is None else len(token_ids) / stands_for)
         calls = {} if calls is None else calls
         with (
             torch.inference_mode(),
@@ -465,9 +468,10 @@ class BridgeLlm(TransparentLlm):
         return found
 
     def fingerprint(self) -> str:
-        made = hashlib.sha256()
+        made, parts = hashlib.sha256(), capture.split_parameters(self._bridge)
         for parameter in self._bridge.original_model.parameters():
-            if parameter.numel() and not parameter.is_meta:
+            # Parts of a joint projection are there or not, as attention is computed; the whole always is.
+            if id(parameter) not in parts and not parameter.is_meta:
                 flat = parameter.detach().reshape(-1)
                 made.update(repr((tuple(parameter.shape), parameter.dtype)).encode())
                 made.update(flat[:: max(flat.numel() // _SAMPLED, 1)].float().cpu().numpy().tobytes())

@@ -160,32 +160,45 @@ def disable(bridge: Any, hf_config: Any) -> None:
         vars(block.attn).pop("forward", None)
 
 
+class Unsplit(torch.nn.Module):
+    """Stands for a part of a joint projection that has not been split, since the Hugging Face modules run it in one piece."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(like.new_empty(0), requires_grad=False)
+        self.bias = None
+
+
 def drop_copies(bridge: Any, storages: Container[int]) -> None:
     """Let go of what TransformerLens copied out of joint projections: the Hugging Face modules, which run now, have them in one piece.
 
     storages: addresses of the checkpoint's own tensors; views of these are no copies.
     """
-    for linear in (linear for block in bridge.blocks for linear in _split(block.attn)):
-        for name, parameter in linear.named_parameters(recurse=False):
-            if parameter.untyped_storage().data_ptr() not in storages:
-                setattr(linear, name, torch.nn.Parameter(parameter.new_empty(0), requires_grad=False))
+    for part in (part for block in bridge.blocks for part in _split(block.attn)):
+        linear = unwrapped(part)
+        if any(parameter.untyped_storage().data_ptr() not in storages for parameter in linear.parameters(recurse=False)):
+            part.set_original_component(Unsplit(next(linear.parameters())))
 
 
 def restore_copies(bridge: Any) -> None:
-    """Split joint projections again, as TransformerLens' own attention needs them."""
+    """Split joint projections, as TransformerLens' own attention needs them."""
     for block in bridge.blocks:
-        linears = _split(block.attn)
-        if any(not parameter.numel() for linear in linears for parameter in linear.parameters(recurse=False)):
-            for linear, made in zip(linears, block.attn.split_qkv_matrix(unwrapped(block.attn)), strict=True):
-                for name, parameter in made.named_parameters(recurse=False):
-                    setattr(linear, name, parameter.requires_grad_(False))
+        parts = _split(block.attn)
+        if any(isinstance(unwrapped(part), Unsplit) for part in parts):
+            for part, made in zip(parts, block.attn.split_qkv_matrix(unwrapped(block.attn)), strict=True):
+                part.set_original_component(made.eval().requires_grad_(False))
+
+
+def split_parameters(bridge: Any) -> set[int]:
+    """Identities of the parameters that are parts of others."""
+    return {id(parameter) for block in bridge.blocks for part in _split(block.attn) for parameter in unwrapped(part).parameters()}
 
 
 def _split(attention: Any) -> list[Any]:
     """The query, key and value projections that TransformerLens made of a joint one."""
     if not hasattr(attention, "split_qkv_matrix"):
         return []
-    return [unwrapped(getattr(attention, name)) for name in "qkv"]
+    return [getattr(attention, name) for name in "qkv"]
 
 
 def _attention(

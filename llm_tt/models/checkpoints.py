@@ -47,11 +47,10 @@ _QUANTIZED_SHARE = {"8bit": 0.55, "4bit": 0.3}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model with two tokenizers, since TransformerLens changes the one it gets."""
+    """A loaded model with its tokenizer."""
 
     hf_model: Any
     tokenizer: Any
-    bridge_tokenizer: Any
     adapter: str | None
     chat_template: str | None = None
     """of the configuration; it goes before the tokenizer's own"""
@@ -157,14 +156,8 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent, before_weights
 
     progress(f"Reading the tokenizer of {spec.name}", 0.05)
     from_, tokenizer_options = (str(adapter.folder), options) if adapter is not None and own_tokenizer else (where, at)
-    tokenizer, bridge_tokenizer = (
-        hub.translated(where, source.revision, lambda: transformers.AutoTokenizer.from_pretrained(from_, **tokenizer_options)) for _ in "ab"
-    )
-
+    tokenizer = hub.translated(where, source.revision, lambda: transformers.AutoTokenizer.from_pretrained(from_, **tokenizer_options))
     chat_template = _chat_template(spec, tokenizer)
-    # Else TransformerLens would load it once more, by its name alone: without revision or remote code, and from the hub.
-    bridge_tokenizer.init_kwargs["add_bos_token"] = True
-
     folder = source.folder
     stored = weights.stored_dtype(folder) if folder else None
     dtype = resolve_dtype(spec.dtype, device, getattr(config, "dtype", None) or stored)
@@ -185,7 +178,7 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent, before_weights
     # Of the copy, not of what it shares: the same weights may lie in two folders with other settings.
     end_ids, notes = _end_ids(where, config, at)
     model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids)
-    return Checkpoint(model, tokenizer, bridge_tokenizer, adapter.name if adapter else None, chat_template, getattr(model, _NOTES) + notes)
+    return Checkpoint(model, tokenizer, adapter.name if adapter else None, chat_template, getattr(model, _NOTES) + notes)
 
 
 def locate(spec: ModelSpec) -> Source:

@@ -52,18 +52,20 @@ class DenseFfn:
         return self._out.weight.device  # type: ignore[union-attr, return-value]
 
     def neurons(self, ffn_input: Tensor) -> Neurons:
-        with seen_by(self._out) as seen:
-            self._run(ffn_input[None])
         bias = getattr(self._out, "bias", None)
-        return Neurons(_rows(seen[0]), None if bias is None else scaled(bias.detach().float(), self._scale))
+        activations = _given(self._out, lambda: self._run(ffn_input[None]))
+        return Neurons(_rows(activations), None if bias is None else scaled(bias.detach().float(), self._scale))
 
     def output(self, neurons: Tensor | None) -> Tensor:
         return scaled(_selected(dense_weight(self._out), neurons), self._scale)
 
 
 @contextmanager
-def in_pieces(module: nn.Module | None, n_rows: int) -> Iterator[None]:
-    """Let an FFN that reads each token by itself read so many at a time, so that its inner vectors never exist for all tokens at once."""
+def in_pieces(module: nn.Module | None, n_rows: int, only_first: bool = False) -> Iterator[None]:
+    """Let an FFN that reads each token by itself read so many at a time, so that its inner vectors never exist for all tokens at once.
+
+    only_first: the first of them and no others, which get zeros.
+    """
     if module is None:
         yield
         return
@@ -72,8 +74,8 @@ def in_pieces(module: nn.Module | None, n_rows: int) -> Iterator[None]:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if x.ndim != 3 or len(x) != 1 or x.shape[1] <= n_rows or args or kwargs:
             return whole(x, *args, **kwargs)
-        out = torch.empty_like(x)
-        for start in range(0, x.shape[1], n_rows):
+        out = torch.zeros_like(x) if only_first else torch.empty_like(x)
+        for start in range(0, n_rows if only_first else x.shape[1], n_rows):
             # A slice of all of x would be multiplied as a batch, which takes longer.
             piece = x[0, start : start + n_rows]
             out[0, start : start + n_rows] = whole(piece[None])[0]
@@ -238,6 +240,30 @@ def seen_by(module: nn.Module | None, every: bool = False, output: bool = False)
         yield seen
     finally:
         handle.remove()
+
+
+class _Given(Exception):
+    """Ends a module as soon as one inside it is called."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+
+def _given(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """What a module is called with first while `run` runs, which ends there."""
+
+    def end(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Given(next(iter((*args, *kwargs.values()))))
+
+    handle = module.register_forward_pre_hook(end, with_kwargs=True)
+    try:
+        run()
+    except _Given as given:
+        return given.tensor
+    finally:
+        handle.remove()
+    raise ValueError("the FFN does not call its output projection")
 
 
 def _rows(tensor: Tensor) -> Tensor:

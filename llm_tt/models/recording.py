@@ -50,15 +50,19 @@ class Layer:
 
 class Shelf:
     """Room for what a trace keeps of large layers in main memory: one piece for all layers, so that nothing kept lies between what comes and goes
-    while the model runs, where it would keep freed memory from being used again or given back."""
+    while the model runs, where it would keep freed memory from being used again or given back.
 
-    def __init__(self, n_layers: int) -> None:
-        self._n_layers = n_layers
+    Args:
+        share: of the size from which on a tensor is worth it.
+    """
+
+    def __init__(self, n_layers: int, share: float = 1) -> None:
+        self._n_layers, self._least_bytes = n_layers, share * _SHELVED_BYTES
         self._pieces: dict[str, Tensor] = {}
 
     def put(self, name: str, layer: int, tensor: Tensor) -> Tensor:
         """The tensor, now on the shelf if it is worth it."""
-        if tensor.device.type != "cpu" or tensor.nbytes < _SHELVED_BYTES:
+        if tensor.device.type != "cpu" or tensor.nbytes < self._least_bytes:
             return tensor
         piece = self._pieces.get(name)
         if piece is None:
@@ -88,7 +92,8 @@ class Recorder:
             read of attention.
         reads_attention: whether queries, keys, values and pattern are read from hooks.
         shelf: where large tensors go.
-        n_ffn_rows: how many tokens an FFN that `reads_in_pieces` reads at a time; None: as many as is best for its width.
+        n_ffn_rows: how many tokens an FFN that `reads_in_pieces` reads at all, where only sizes are wanted; None: all, as many at a time as is
+            best for its width.
     """
 
     def __init__(
@@ -152,7 +157,8 @@ class Recorder:
             with ExitStack() as stack:
                 for ffn in (layer.ffn for layer in self._layers):
                     if isinstance(ffn, DenseFfn) and reads_in_pieces(ffn):
-                        stack.enter_context(in_pieces(ffn.module, self._n_ffn_rows or ffn_rows(ffn.shape.n_neurons)))
+                        n_rows = self._n_ffn_rows or ffn_rows(ffn.shape.n_neurons)
+                        stack.enter_context(in_pieces(ffn.module, n_rows, only_first=self._n_ffn_rows is not None))
                 for block in (layer.block for layer in self._layers):
                     for name in ("ln1", "ln2"):
                         if name in block.submodules:

@@ -6,11 +6,12 @@ its own around the same tensors. A base lives as long as some model made of it d
 
 from __future__ import annotations
 
-import copy
 import threading
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
+
+from llm_tt.models import copying
 
 _KEPT_BASE = "_llm_tt_base"
 
@@ -54,7 +55,7 @@ BASES = SharedBases()
 def copy_sharing_tensors(model: Any) -> Any:
     """The modules and the configuration anew, around the same parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return copying.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def own(module: Any, name: str) -> Any:
