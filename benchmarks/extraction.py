@@ -110,7 +110,7 @@ def _times(shape: str, n_tokens: int, repeats: int, seed: int) -> dict[str, floa
 def _bridge(shape: str, seed: int) -> BridgeLlm:
     model = models.build(shape, "eager", seed)
     size = model.config.vocab_size
-    return BridgeLlm(shape, model, models.tokenizer(size), models.tokenizer(size))
+    return BridgeLlm(shape, model, models.tokenizer(size))
 
 
 def _peak_megabytes(what: str, shape: str, n_tokens: int, seed: int) -> float:

@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     model = models.build("gpt2-small", "eager")
     size = model.config.vocab_size
-    llm = BridgeLlm("gpt2-small", model, models.tokenizer(size), models.tokenizer(size))
+    llm = BridgeLlm("gpt2-small", model, models.tokenizer(size))
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, gpt2-small")
     for n_tokens in options.tokens:
         _report(llm, n_tokens)

@@ -36,7 +36,7 @@ def main(name: str, n_tokens: int, dtype: str) -> None:
 def bridge(name: str, dtype: str) -> BridgeLlm:
     """A random model of some size."""
     torch.manual_seed(0)
-    return BridgeLlm(name, _model(name).to(getattr(torch, dtype)), tokenizer(N_VOCAB), tokenizer(N_VOCAB))
+    return BridgeLlm(name, _model(name).to(getattr(torch, dtype)), tokenizer(N_VOCAB))
 
 
 def _model(name: str) -> Any:

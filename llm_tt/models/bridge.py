@@ -78,6 +78,7 @@ class BridgeLlm(TransparentLlm):
         name: str,
         hf_model: Any,
         tokenizer: Any,
+        *,
         adapter: str | None = None,
         chat_template: str | None = None,
         notes: tuple[str, ...] = (),
