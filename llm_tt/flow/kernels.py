@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DEVICES = ("cuda",)
+DEVICES: tuple[str, ...] = ("cuda",)
 """Types of devices that Triton compiles for; ROCm's devices are called cuda, too"""
 TOLERANCE = 1e-5
 """Of the largest proximity that a kernel is proven with"""
