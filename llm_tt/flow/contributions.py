@@ -327,7 +327,7 @@ def _ffn_rows(trace: Trace, layer: int, positions: list[int]) -> list[tuple[floa
     block = trace.blocks[layer]
     with torch.inference_mode():
         whole = block.post(positions).float()
-        ffn = proximity(block.ffn_out[positions].float(), whole)
+        ffn = proximity(block.ffn_out[positions].to(whole.device).float(), whole)
         residual = proximity(block.mid(positions).float(), whole)
         total = ffn + residual
         total = torch.where(total > 0, total, 1.0)
@@ -359,7 +359,7 @@ def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[Atte
     block = trace.blocks[layer]
     with torch.inference_mode():
         weight, _ = trace.model.attention_output(layer)
-        pattern, values = block.pattern, block.values[:, : positions[-1] + 1].float()
+        pattern, values = block.pattern_at_hand(), block.values[:, : positions[-1] + 1].to(block.device).float()
         largest = _largest_entries(values, weight)
         rows: list[AttentionRow] = []
         size = max(1, _NUMBERS // (len(weight) * (positions[-1] + 1)))
@@ -369,7 +369,7 @@ def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[Atte
             residual = proximity(trace.pre(layer, piece).float(), whole)
             alpha = pattern.rows(piece)[..., :n_sources]
             factors = None if block.attn_norm is None else block.attn_norm.rows(piece)
-            gate = None if block.gate is None else block.gate[piece].float().transpose(0, 1)
+            gate = None if block.gate is None else block.gate[piece].to(block.device).float().transpose(0, 1)
             edges = _edge_proximities(alpha, values[:, :n_sources], weight, whole, residual, factors, gate, largest[:, :n_sources])
             total = edges.sum((1, 2)) + residual
             total = torch.where(total > 0, total, 1.0)

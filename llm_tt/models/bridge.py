@@ -42,7 +42,7 @@ from llm_tt.models.quantized import dense_weight
 from llm_tt.models.reading import BatchReading, CachedBatch, CachedReading, Reading, SeparateReadings, WholeReading
 from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, Shelf, norm_weight, reads_in_pieces
 from llm_tt.models.scores import Ask, Padding, Scored, batches, run_batch
-from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, Stream, TransparentLlm
+from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, Stream, TransparentLlm, stream_rows
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 
@@ -204,7 +204,7 @@ class BridgeLlm(TransparentLlm):
 
         def of(positions: Sequence[int]) -> Tensor:
             with self._lock, torch.inference_mode():
-                rows = before[list(positions)] if isinstance(before, Tensor) else before.rows(positions)
+                rows = stream_rows(before, positions, self.info.device)
                 normed = norm(self._own(rows, made.block)[None])[0]
                 return capture.queries_of(self._attentions[layer], self._config, normed, called.at(positions))
 
@@ -383,9 +383,9 @@ class BridgeLlm(TransparentLlm):
         Raises:
             NotAsFusedError: fused attention was not captured, or is not what was captured.
         """
-        require_memory(self.info, len(token_ids))
+        host = require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
-        shelf = Shelf(len(self._layers))
+        shelf = Shelf(len(self._layers), host)
         calls = {} if calls is None else calls
         with (
             torch.inference_mode(),
@@ -619,7 +619,7 @@ class BridgeLlm(TransparentLlm):
         values = values.transpose(0, 1).clone(memory_format=torch.contiguous_format)
         if (limit := value_limit(self._config)) is not None:
             values.clamp_(-limit, limit)
-        pattern: AttentionPattern = StoredPattern(probabilities)
+        pattern: AttentionPattern = StoredPattern(probabilities, probabilities.device)
         if queries is not None and keys is not None and probabilities.dtype == torch.float32 and not self.info.keeps_pattern:
             is_smaller = queries.numel() + keys.numel() < probabilities.numel()
             fitting = queries.ndim == keys.ndim == 3 and queries.shape[::2] == keys.shape[::2] and queries.shape[1] == len(probabilities)
@@ -629,6 +629,7 @@ class BridgeLlm(TransparentLlm):
                     keys.transpose(0, 1).contiguous(),
                     softmax_scale(self._config, layer, queries.shape[2]),
                     Visible(self._windows[layer]),
+                    home=queries.device,
                 )
                 probe = [len(queries) // 2, len(queries) - 1]
                 error = (recomputed.rows(probe) - probabilities[:, probe]).abs().max()

@@ -206,7 +206,7 @@ def _attention(
         layer, keep = module.layer_idx, captures.keep
         queries = keep("queries", layer, query[0]) if captures.wants_queries else query.new_empty(query.shape[1], 0, query.shape[-1])
         keys, values = keep("keys", layer, key[0]), keep("values", layer, value[0])
-        pattern = RecomputedPattern(queries, keys, scale, captures.visible(attention_mask), cap, sinks)
+        pattern = RecomputedPattern(queries, keys, scale, captures.visible(attention_mask), cap, sinks, query.device)
         captures.layers[layer] = Captured(pattern, values)
     if cap is None and sinks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)

@@ -20,6 +20,7 @@ from llm_tt import chat
 from llm_tt.errors import PromptError, RequestError
 from llm_tt.models.gradients import Differentiable
 from llm_tt.models.info import ModelInfo
+from llm_tt.models.patterns import RecomputedPattern
 from llm_tt.models.reading import BatchReading, Reading, SeparateReadings, WholeReading
 from llm_tt.models.scores import Ask, Padding, Scored, scored
 from llm_tt.progress import Progress, silent
@@ -71,15 +72,21 @@ class SummedStream:
     added: tuple[tuple[Tensor, ...], ...]
     """what was added to it since, in the model's order; those of a group were added to each other first"""
 
-    def rows(self, positions: Sequence[int]) -> Tensor:
+    def rows(self, positions: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+        """Added up on a device, or where the last part is."""
         chosen = torch.as_tensor(list(positions), dtype=torch.long)
-        total = self.start[chosen]
+        home = self._last.device if device is None else device
+        total = self.start[chosen].to(home)
         for group in self.added:
-            part = group[0][chosen]
+            part = group[0][chosen].to(home)
             for more in group[1:]:
-                part = part + more[chosen]
-            total = total.to(part.device) + part
+                part = part + more[chosen].to(home)
+            total = total + part
         return total
+
+    @property
+    def _last(self) -> Tensor:
+        return self.added[-1][0] if self.added else self.start
 
     def plus(self, *group: Tensor) -> SummedStream:
         return SummedStream(self.start, (*self.added, group))
@@ -91,7 +98,8 @@ Stream = Tensor | SummedStream
 
 @dataclass(frozen=True, eq=False)
 class BlockActivations:
-    """What one transformer block did to one prompt, in the model's dtype and on its device."""
+    """What one transformer block did to one prompt, in the model's dtype and on its device, or in the host's memory where the device is short:
+    what is read by way of the methods comes on `device`, the tensors themselves are where they are kept."""
 
     mid_stream: Stream
     """residual stream after attention; where attention and FFN run in parallel, what it would be if attention came first"""
@@ -112,24 +120,35 @@ class BlockActivations:
     """what the FFN's output passes before it is added"""
     parallel: bool = False
     """the FFN reads the stream before attention, not after it"""
+    home: torch.device | None = None
+    """where the layer's weights are, if the tensors are kept elsewhere"""
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are read to, and computed with."""
+        return self.attn_out.device if self.home is None else self.home
+
+    def pattern_at_hand(self) -> AttentionPattern:
+        """The pattern, for reading many rows: with all they have in common on `device`."""
+        return self.pattern.at_hand() if isinstance(self.pattern, RecomputedPattern) else self.pattern
 
     def mid(self, positions: Sequence[int]) -> Tensor:
         """[P, d]: the residual stream after attention at some tokens."""
-        return _stream_rows(self.mid_stream, positions)
+        return stream_rows(self.mid_stream, positions, self.device)
 
     def post(self, positions: Sequence[int]) -> Tensor:
         """[P, d]: the residual stream after the FFN at some tokens."""
-        return _stream_rows(self.post_stream, positions)
+        return stream_rows(self.post_stream, positions, self.device)
 
     @property
     def resid_mid(self) -> Tensor:
         """[T, d]: `mid` of all tokens."""
-        return self.mid_stream if isinstance(self.mid_stream, Tensor) else self.mid(range(len(self.attn_out)))
+        return self.mid_stream.to(self.device) if isinstance(self.mid_stream, Tensor) else self.mid(range(len(self.attn_out)))
 
     @property
     def resid_post(self) -> Tensor:
         """[T, d]: `post` of all tokens."""
-        return self.post_stream if isinstance(self.post_stream, Tensor) else self.post(range(len(self.attn_out)))
+        return self.post_stream.to(self.device) if isinstance(self.post_stream, Tensor) else self.post(range(len(self.attn_out)))
 
     def attention_sum(self, rows: Tensor, positions: Sequence[int], weight: Tensor, bias: Tensor | None) -> Tensor:
         """[P, d] float32: the sum of all attention parts and the bias at some tokens, which identity 1 compares with `attn_out`.
@@ -137,9 +156,9 @@ class BlockActivations:
         rows: [H, P, T] the tokens' attention; weight: [H, E, d] and bias: [d] of the output projection.
         """
         n_heads, n_groups = len(rows), len(self.values)
-        mixed = (rows.reshape(n_groups, -1, rows.shape[-1]) @ self.values.float()).view(n_heads, len(positions), -1)
+        mixed = (rows.reshape(n_groups, -1, rows.shape[-1]) @ self.values.to(self.device).float()).view(n_heads, len(positions), -1)
         if self.gate is not None:
-            mixed = mixed * self.gate[list(positions)].float().transpose(0, 1)
+            mixed = mixed * self.gate[list(positions)].to(self.device).float().transpose(0, 1)
         # Head by head: an einsum would copy the projection, and one product would be the model's own, bit by bit, which proves less.
         total = torch.bmm(mixed, weight).sum(0)
         if bias is not None:
@@ -162,8 +181,9 @@ class BlockActivations:
         return sum(part.nbytes for part in parts if part is not None)
 
 
-def _stream_rows(stream: Stream, positions: Sequence[int]) -> Tensor:
-    return stream[list(positions)] if isinstance(stream, Tensor) else stream.rows(positions)
+def stream_rows(stream: Stream, positions: Sequence[int], device: torch.device | str) -> Tensor:
+    """[P, d] of a residual stream, on a device."""
+    return stream[list(positions)].to(device) if isinstance(stream, Tensor) else stream.rows(positions, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +235,7 @@ class Trace:
         """[P, d] what enters block `layer` at some tokens, on that block's device."""
         layer = self.layer(layer)
         before = self.embedding[list(positions)] if layer == 0 else self.blocks[layer - 1].post(positions)
-        return before.to(self.blocks[layer].attn_out.device)
+        return before.to(self.blocks[layer].device)
 
     def ffn_input(self, layer: int, positions: Sequence[int] | None = None) -> Tensor:
         """[P, d] the residual stream that the FFN of block `layer` reads at some tokens, or at all of them."""
