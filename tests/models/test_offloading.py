@@ -6,6 +6,7 @@ No GPU is needed: the model runs on the CPU, and what it keeps goes to a second 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from llm_tt.engine.messages import InspectEdge, InspectHead, InspectNeuron, Insp
 from llm_tt.errors import OutOfMemoryError
 from llm_tt.lens import vocabulary
 from llm_tt.lens.direct_effects import LogitQuestion
-from llm_tt.models import memory
+from llm_tt.models import memory, recording
 from llm_tt.models.allocations import Allocations
 from llm_tt.models.estimates import Pace
 from llm_tt.models.memory import Host
@@ -174,6 +175,27 @@ def test_queries_that_are_asked_for_are_made_of_an_offloaded_stream(model: Calla
     found = everything(trace)
     assert found["routes"].keys() == expected["routes"].keys()
     assert torch.allclose(found["attention 1"].edges, expected["attention 1"].edges, atol=1e-6)
+
+
+@pytest.mark.parametrize("answers", [[False], [False, True]], ids=["no stream is a sum", "the stream after attention is no sum"])
+def test_streams_that_are_no_sums_go_to_the_host(answers: list[bool], model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, ids = model("llama"), token_ids(N_TOKENS)
+
+    def traced() -> llm_tt.Trace:
+        looks = itertools.cycle(answers)
+        with monkeypatch.context() as changed:
+            changed.setattr(recording, "_is_sum", lambda *_: next(looks))
+            return llm.trace(ids)
+
+    expected = everything(traced())
+    short(monkeypatch, llm.info, N_TOKENS)
+    trace = traced()
+    monkeypatch.undo()
+    for block in trace.blocks:
+        assert isinstance(block.mid_stream, Elsewhere)
+        assert all(isinstance(tensor, Elsewhere) for tensor in kept_tensors(block))
+        assert not isinstance(block.post_stream, SummedStream) or isinstance(block.post_stream.start, Elsewhere)
+    assert_equal(everything(trace), expected, "streams")
 
 
 def test_two_traces_are_compared_wherever_they_are_kept(model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
