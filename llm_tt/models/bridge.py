@@ -36,6 +36,7 @@ from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, has_experts,
 from llm_tt.models.gradients import Differentiable, HuggingFaceGradients
 from llm_tt.models.info import FfnShape, Running
 from llm_tt.models.memory import LONG, require_memory
+from llm_tt.models.offloading import home_of, is_offloaded, stored, weights_of
 from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern, StoredPattern, Visible
 from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.quantized import dense_weight
@@ -130,7 +131,7 @@ class BridgeLlm(TransparentLlm):
             n_ctx=int(cfg.n_ctx),
             n_params=n_params,
             dtype=str(hf_model.dtype).removeprefix("torch."),
-            device=str(hf_model.device),
+            device=str(home_of(hf_model)),
             norm="rms" if "RMS" in str(cfg.normalization_type) else "layer",
             norm_eps=float(cfg.eps),
             adapter=adapter,
@@ -246,6 +247,11 @@ class BridgeLlm(TransparentLlm):
         """
         probe, plain_logits = self._proof
         who = f"{self.info.name} (model type {self.info.family!r})"
+        if is_offloaded(self._bridge.original_model) and any(map(capture.is_joint, self._bridge.blocks)):
+            raise ModelError(
+                f"{who} cannot be shown with weights that are kept off the device: its attention has to be computed from copies of its joint "
+                'projection, which must be there. Set "device" to "balanced" or "cpu", or its "dtype" to "bfloat16", in the configuration.'
+            )
         with self._lock:
             capture.disable(self._bridge, self._config)
             capture.restore_copies(self._bridge)
@@ -466,8 +472,8 @@ class BridgeLlm(TransparentLlm):
 
     def fingerprint(self) -> str:
         made = hashlib.sha256()
-        for parameter in self._bridge.original_model.parameters():
-            if parameter.numel() and not parameter.is_meta:
+        for parameter in weights_of(self._bridge.original_model):
+            if parameter.numel():
                 flat = parameter.detach().reshape(-1)
                 made.update(repr((tuple(parameter.shape), parameter.dtype)).encode())
                 made.update(flat[:: max(flat.numel() // _SAMPLED, 1)].float().cpu().numpy().tobytes())
@@ -540,7 +546,7 @@ class BridgeLlm(TransparentLlm):
     # --- weights
 
     def weight_bytes(self) -> int:
-        tensors = [*self._bridge.original_model.parameters(), *self._bridge.original_model.buffers()]
+        tensors = [*weights_of(self._bridge.original_model), *self._bridge.original_model.buffers()]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
         return sum(storages.values())
 
@@ -548,9 +554,9 @@ class BridgeLlm(TransparentLlm):
         made = self._layers[layer]
         projection = unwrapped(made.block.attn.o)
         weight = dense_weight(projection)
-        bias = getattr(projection, "bias", None)
+        bias = stored(projection, "bias")
         return scaled(weight.view(made.n_heads, -1, weight.shape[1]), made.scale), None if bias is None else scaled(
-            bias.detach().float(), made.scale
+            bias.detach().to(weight.device).float(), made.scale
         )
 
     def neurons(self, layer: int, ffn_input: Tensor) -> Neurons:
@@ -571,18 +577,17 @@ class BridgeLlm(TransparentLlm):
 
     def unembedding(self, token_ids: Sequence[int]) -> Tensor:
         module = unwrapped(self._bridge.unembed)
-        weight = getattr(module, "weight", None)
+        weight = stored(module, "weight")
         if not isinstance(module, nn.Linear) or weight is None or weight.is_meta or not weight.is_floating_point():
             return super().unembedding(token_ids)
-        return self._logit_scale * weight.detach()[list(token_ids)].float()
+        return self._logit_scale * weight.detach()[list(token_ids)].to(home_of(module)).float()
 
     def cap_logits(self, logits: Tensor) -> Tensor:
         return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
 
     def _own(self, x: Tensor, module: Any) -> Tensor:
         """A vector from anywhere, as a module of this model reads it. The layers of a large model may lie on several devices."""
-        parameter = next(unwrapped(module).parameters(), None)
-        return x.to(device=self.info.device if parameter is None else parameter.device, dtype=self.info.torch_dtype)
+        return x.to(device=home_of(unwrapped(module)) or self.info.device, dtype=self.info.torch_dtype)
 
     # --- attention
 

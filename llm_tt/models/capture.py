@@ -181,6 +181,11 @@ def restore_copies(bridge: Any) -> None:
                     setattr(linear, name, parameter.requires_grad_(False))
 
 
+def is_joint(block: Any) -> bool:
+    """Whether a block's queries, keys and values come out of one projection, which TransformerLens splits."""
+    return bool(_split(block.attn))
+
+
 def _split(attention: Any) -> list[Any]:
     """The query, key and value projections that TransformerLens made of a joint one."""
     if not hasattr(attention, "split_qkv_matrix"):

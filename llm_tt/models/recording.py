@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llm_tt.models.ffn import DenseFfn, Ffn, in_pieces, unwrapped
 from llm_tt.models.memory import Host, ffn_rows
+from llm_tt.models.offloading import home_of, stored
 from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern, StoredPattern
 from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm, Stream, SummedStream
 from llm_tt.progress import Progress
@@ -322,10 +323,13 @@ def _factors(vectors: Tensor, multiples: Tensor) -> Tensor:
 
 def norm_weight(norm: Any) -> Tensor:
     """[n] float32: a norm's effective weight. Families keep it as w or as 1 + w; its answer to ones tells which, but in the model's precision."""
-    parameter = next(norm.parameters())
+    name = next(name for name, _ in norm.named_parameters(recurse=False))
+    parameter, home = stored(norm, name), home_of(norm)
+    assert parameter is not None
     with torch.inference_mode():
-        answer = norm(torch.ones_like(parameter)[None])[0].float()
-        kept = parameter.detach().float()
+        kept = parameter.detach().to(home)
+        answer = norm(torch.ones_like(kept)[None])[0].float()
+        kept = kept.float()
         readings = [kept, 1 + kept]
         misses = [float((answer - reading * _factors(reading, answer)).norm()) for reading in readings]
         return readings[misses.index(min(misses))]
