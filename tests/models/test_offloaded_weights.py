@@ -20,6 +20,7 @@ from llm_tt.errors import ModelError, OutOfMemoryError
 from llm_tt.models import capture, checkpoints, memory
 from llm_tt.models.checkpoints import _OFFLOADED
 from llm_tt.models.offloading import home_of, is_offloaded, stored, weights_of
+from llm_tt.models.scores import Ask, NextTokens
 
 #: Separate and joint projections, tied embeddings, norms behind the blocks, a gate, experts of every kind, eager attention
 NAMES = ("llama", "gpt2", "gemma2", "afmoe", "mixtral", "gpt_oss", "qwen2_moe", "llama4_text", "gpt_neo", "opt")
@@ -87,6 +88,24 @@ def test_a_model_whose_weights_are_elsewhere_says_what_it_says_otherwise(name: s
         # Of a joint projection TransformerLens has views, and none of one that is elsewhere.
         assert llm.fingerprint() == here.fingerprint()
     assert llm.weight_bytes() == here.weight_bytes()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_it_continues_texts_reads_many_and_has_gradients(name: str, offloaded: Callable, model: Callable) -> None:
+    ids = token_ids(12)
+    answers = [
+        {
+            "continuation": [token.token_id for token in llm_tt.generate(llm, ids, 5)],
+            "batch": [[token.token_id for token in tokens] for tokens in llm_tt.generate_batch(llm, [ids, ids[:7]], 4)],
+            "scores": llm.score(
+                [Ask(tuple(ids), (NextTokens(4, (5, 9)), NextTokens(11, (3,)))), Ask(tuple(ids[:6]), (NextTokens(5, (7,)),))]
+            ),
+            "next": llm.next_logits([ids, ids[::-1]]),
+            "gradients": llm_tt.saliency(llm.trace(ids), -1, 5, methods=["gradient", "leave_one_out"]).methods,
+        }
+        for llm in (offloaded(name), model(name))
+    ]
+    assert_equal(answers[0], answers[1], name)
 
 
 def test_where_weights_are(offloaded: Callable, model: Callable) -> None:
