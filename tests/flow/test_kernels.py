@@ -125,7 +125,7 @@ def test_routes_and_neurons_are_the_same_with_the_kernel(name: str, answers: dic
 
 @needs_triton
 @pytest.mark.parametrize("capability", [75, 80, 90, 100])
-def test_it_compiles_for_gpus(capability: int) -> None:
+def test_it_compiles_for_gpus(capability: int, tmp_path: Path) -> None:
     """In a process of its own: Triton may have been imported as an interpreter here."""
     script = """
 import sys, triton
@@ -144,7 +144,7 @@ print(products)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, str(capability)],
-        env={**environment, "PYTHONPATH": paths},
+        env={**environment, "PYTHONPATH": paths, "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=200,
