@@ -102,6 +102,8 @@ class CheckReport:
     identities: Identities | None = None
     tuning: TuningReport | None = None
     notes: tuple[str, ...] = ()
+    kernel: str | None = None
+    """on a GPU: whether contributions are added up in one kernel there, or why not"""
 
     @property
     def ok(self) -> bool:
@@ -138,6 +140,7 @@ class CheckReport:
             "identities": identities,
             "tuning": None if self.tuning is None else self.tuning.to_dict(),
             "notes": list(self.notes),
+            "kernel": self.kernel,
         }
 
     def to_text(self) -> str:
@@ -152,6 +155,7 @@ class CheckReport:
             lines += _identity_lines(self.identities, everything=not self.ok)
         if self.info is not None:
             lines += self._memory_lines(self.info)
+            lines += [] if self.kernel is None else [_line("kernel", self.kernel)]
             lines += [_line("not shown", sentence) for sentence in self.info.not_shown]
             lines += [_line("note", sentence) for sentence in self.info.notes]
         if self.tuning is not None:
@@ -245,6 +249,7 @@ def check(
         identities=identities,
         tuning=tuning,
         notes=(*notes, *failures[1:]),
+        kernel=_kernel(info.device),
     )
 
 
@@ -287,6 +292,19 @@ def _pace(llm: TransparentLlm) -> Pace:
     from llm_tt.models.pace import measured_pace
 
     return measured_pace(llm)
+
+
+def _kernel(device: str) -> str | None:
+    import torch
+
+    from llm_tt.flow import kernels
+
+    if torch.device(device).type not in kernels.DEVICES:
+        return None
+    reason = kernels.why_not(torch.device(device))
+    if reason is None:
+        return "contributions are added up in one Triton kernel, which was proven here"
+    return f"contributions are added up in plain PyTorch, which is slower: {reason}"
 
 
 def _stored(spec: ModelSpec) -> Stored | None:

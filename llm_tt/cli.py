@@ -274,7 +274,7 @@ def _count(text: str) -> int:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", metavar="DIR", help="merge this PEFT adapter into the model")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, balanced, offload (default auto)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="precision (default auto)")
     parser.add_argument("--config", metavar="FILE", help="configuration whose names may be used for MODEL")
 

@@ -23,7 +23,9 @@ DEMO_TUNED = "demo-tuned"
 _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*')
 BALANCED = "balanced"
 """The device that spreads a model's layers over all CUDA devices"""
-_DEVICE = re.compile(rf"auto|cpu|mps|cuda(:\d+)?|{BALANCED}")
+OFFLOAD = "offload"
+"""The device that fills the CUDA devices and keeps the layers that they have no room for in main memory"""
+_DEVICE = re.compile(rf"auto|cpu|mps|cuda(:\d+)?|{BALANCED}|{OFFLOAD}")
 _BACKEND = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 _PATHS = ("path", "adapter", "base", "chat_template")
@@ -34,7 +36,7 @@ Quantization = Literal["8bit", "4bit"]
 
 def _known_device(value: Any) -> Any:
     if isinstance(value, str) and not _DEVICE.fullmatch(value):
-        raise ValueError('expected "auto", "cpu", "mps", "cuda", "cuda:0" or "balanced"')
+        raise ValueError('expected "auto", "cpu", "mps", "cuda", "cuda:0", "balanced" or "offload"')
     return value
 
 

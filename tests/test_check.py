@@ -24,6 +24,7 @@ from llm_tt import cli
 from llm_tt.analysis.tuning import tuning_of_adapter
 from llm_tt.analysis.tuning_report import TuningReport
 from llm_tt.check import CheckReport, Identities, LayerErrors, check
+from llm_tt.flow import kernels
 from llm_tt.models import identities
 from llm_tt.models.info import FfnShape, ModelInfo, TokenizerInfo
 from llm_tt.models.memory import trace_bytes
@@ -116,6 +117,18 @@ def test_an_error_that_is_no_number_is_the_worst() -> None:
 
 
 # --- a real model
+
+
+@pytest.mark.parametrize("reason", [None, "triton cannot be imported (No module named 'triton')"])
+def test_on_a_gpu_it_says_whether_the_kernel_is_used(reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check("demo").kernel is None
+    monkeypatch.setattr(kernels, "DEVICES", ("cpu",))
+    monkeypatch.setattr(kernels, "why_not", lambda device: reason)
+    found = check("demo")
+    slower = f"contributions are added up in plain PyTorch, which is slower: {reason}"
+    assert found.kernel == (slower if reason else "contributions are added up in one Triton kernel, which was proven here")
+    assert f"kernel      {found.kernel}" in lines(found.to_text())
+    assert found.to_dict()["kernel"] == found.kernel
 
 
 def test_numbers_are_those_of_the_model(checkpoint: Callable[[str], Path], model: Callable[..., llm_tt.TransparentLlm]) -> None:

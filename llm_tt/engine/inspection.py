@@ -66,9 +66,10 @@ def inspect_node(question: InspectNode, trace: Trace) -> NodeReport:
         return NodeReport(question.node, text, top, None, None, None, None if effects is None else effects.embedding)
     block = trace.blocks[layer]
     if node.kind == "A":
-        kind, part, whole = "attention", block.attn_out[position], block.mid([position])[0]
+        kind, part, whole = "attention", block.attn_out[position].to(block.device), block.mid([position])[0]
     else:
-        kind, part, before, whole = "FFN", block.ffn_out[position], block.mid([position])[0], block.post([position])[0]
+        kind, part = "FFN", block.ffn_out[position].to(block.device)
+        before, whole = block.mid([position])[0], block.post([position])[0]
     promoted, suppressed = promoted_and_suppressed(model, part, whole, question.n_effects, question.normalize)
     top = None if node.kind == "M" else top_tokens(model, whole, question.n_top, before, question.normalize)
     effect = None if effects is None else float(effects.attention(layer) if kind == "attention" else effects.ffn[layer])

@@ -14,6 +14,7 @@ For attention parts p = alpha * v @ W_O the upper bound is alpha * v . (W_O @ s)
 where it is not positive the proximity is zero, and where the two bounds agree it is the proximity. Only the rest is summed, over the entries where
 |p_k| can be larger than |x_k| if these are few, else element by element. Rows of attention are read for a few positions at a time.
 A norm that attention's output passes, its scale frozen, multiplies s; a gate on the heads multiplies W_O @ s. All arithmetic is float32.
+On a GPU one kernel sums what the bounds leave open (`llm_tt.flow.kernels`); what follows is how it is done everywhere else.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ import torch
 from torch import Tensor
 
 from llm_tt.errors import RequestError
+from llm_tt.flow import kernels
 from llm_tt.flow.shares import NeuronShare
 from llm_tt.models.patterns import rows_until
-from llm_tt.models.transparent_llm import Trace, rows_of
+from llm_tt.models.transparent_llm import AttentionPattern, Trace, rows_of
 
 _Row = TypeVar("_Row")
 
@@ -54,6 +56,8 @@ _SMALL_ENTRIES, _FEW_ENTRIES = 64, 8
 _OVERSHOOT_ROWS = 2**11
 _ROWS = 256
 """Parts summed element by element at a time: a few hundred rows of d floats stay in a core's cache"""
+_PIECE_BYTES = 64 * 2**20
+"""Of one temporary tensor where no cache is to be kept: a GPU would be kept waiting by small pieces"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,20 +213,28 @@ def _signs(whole: Tensor) -> Tensor:
 
 
 def scaled_proximity(units: Tensor, scales: Tensor, wholes: Tensor, unit: Tensor, whole: Tensor, factors: Tensor | None = None) -> Tensor:
-    """proximity(scales[n] * factors[whole[n]] * units[unit[n]], wholes[whole[n]]) for n = 0 .. N-1, a cache-sized piece at a time.
+    """proximity(scales[n] * factors[whole[n]] * units[unit[n]], wholes[whole[n]]) for n = 0 .. N-1: in one kernel, or a piece at a time.
 
     units: [*, d]; wholes: [*, d]; scales: [N]; unit, whole: [N] row numbers; factors: [*, d] as wholes, None for 1. Returns [N].
     """
+    if kernels.supported(units.device):
+        return kernels.scaled_proximity(units, scales, wholes, unit, whole, factors)
     signs, limits = _signs(wholes), 2 * wholes.abs()
     if factors is not None:
         signs = signs * factors
     result = torch.empty_like(scales)
-    for start in range(0, len(scales), _ROWS):
-        piece = slice(start, start + _ROWS)
+    n_rows = _rows_at_a_time(_ROWS, units)
+    for start in range(0, len(scales), n_rows):
+        piece = slice(start, start + n_rows)
         at = whole[piece]
         aligned = units.index_select(0, unit[piece]).mul_(signs.index_select(0, at)).mul_(scales[piece, None])
         result[piece] = torch.minimum(aligned, limits.index_select(0, at).sub_(aligned)).sum(-1)
     return result.clamp_min_(0)
+
+
+def _rows_at_a_time(n_rows: int, like: Tensor) -> int:
+    """How many rows of so many numbers each make a piece: `n_rows` on a CPU, elsewhere as many as memory has room for."""
+    return n_rows if like.device.type == "cpu" else max(n_rows, _PIECE_BYTES // (4 * like.shape[-1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,7 +330,7 @@ def _ffn_rows(trace: Trace, layer: int, positions: list[int]) -> list[tuple[floa
     block = trace.blocks[layer]
     with torch.inference_mode():
         before, whole = (stream.float() for stream in block.around_ffn(positions))
-        ffn = proximity(rows_of(block.ffn_out, positions).float(), whole)
+        ffn = proximity(rows_of(block.ffn_out, positions).to(whole.device).float(), whole)
         residual = proximity(before, whole)
         total = ffn + residual
         total = torch.where(total > 0, total, 1.0)
@@ -349,12 +361,13 @@ def _neuron_row(trace: Trace, layer: int, position: int) -> NeuronRow:
 def _attention_rows(trace: Trace, layer: int, positions: list[int]) -> list[AttentionRow]:
     with torch.inference_mode():
         weight, _ = trace.model.attention_output(layer)
-        values = trace.blocks[layer].values[:, : positions[-1] + 1].float()
+        block = trace.blocks[layer]
+        pattern, values = block.pattern_at_hand(), block.values[:, : positions[-1] + 1].to(block.device).float()
         largest = _largest_entries(values, weight)
-        in_cache = _NUMBERS if weight.is_cuda else _CACHED_NUMBERS
+        in_cache = _CACHED_NUMBERS if weight.device.type == "cpu" else _NUMBERS
         rows: list[AttentionRow] = []
         for group in _pieces(positions, len(weight), _NUMBERS):
-            nodes = [_Nodes.of(trace, layer, piece, values, weight, largest) for piece in _pieces(group, len(weight), in_cache)]
+            nodes = [_Nodes.of(trace, layer, piece, pattern, values, weight, largest) for piece in _pieces(group, len(weight), in_cache)]
             if nodes[0].gate is None:
                 _sum_open_parts(nodes, values, weight)
             else:
@@ -400,14 +413,23 @@ class _Nodes:
     """[N]: upper bounds of these"""
 
     @classmethod
-    def of(cls, trace: Trace, layer: int, positions: list[int], values: Tensor, weight: Tensor, largest: Tensor) -> _Nodes:
+    def of(
+        cls,
+        trace: Trace,
+        layer: int,
+        positions: list[int],
+        pattern: AttentionPattern,
+        values: Tensor,
+        weight: Tensor,
+        largest: Tensor,
+    ) -> _Nodes:
         """values: [K, T, E]; weight: [H, E, d]; largest: [H, T] of `_largest_entries`."""
         block, n_sources = trace.blocks[layer], positions[-1] + 1
         before, whole = (stream.float() for stream in trace.around_attention(layer, positions))
         residual = proximity(before, whole)
-        alpha = rows_until(block.pattern, positions, n_sources)
+        alpha = rows_until(pattern, positions, n_sources)
         factors = None if block.attn_norm is None else block.attn_norm.rows(positions)
-        gate = None if block.gate is None else block.gate[positions].float().transpose(0, 1)
+        gate = None if block.gate is None else block.gate[positions].to(block.device).float().transpose(0, 1)
         signs = _signs(whole) if factors is None else _signs(whole) * factors
         # One product with the output projection as it lies in memory.
         aligned = (signs @ weight.reshape(-1, weight.shape[-1]).T).view(len(signs), len(weight), -1).transpose(0, 1)
@@ -523,8 +545,9 @@ class _SmallEntries:
         smaller than t. position: [N] of the part's whole; largest: [N], values of t or above.
         """
         gaps, counts = torch.empty_like(largest), torch.empty_like(position)
-        for start in range(0, len(position), _OVERSHOOT_ROWS):
-            piece = slice(start, start + _OVERSHOOT_ROWS)
+        n_rows = _rows_at_a_time(_OVERSHOOT_ROWS, self.sizes)
+        for start in range(0, len(position), n_rows):
+            piece = slice(start, start + n_rows)
             at, t = position[piece], largest[piece]
             n_larger = (self.sizes.index_select(0, at) < t[:, None]).sum(-1)
             gap = 2 * (n_larger * t - self.sums.index_select(0, at).gather(1, n_larger[:, None])[:, 0])
@@ -548,6 +571,9 @@ def _open_proximities(
 
     Where these are few, what the bound overshoots is summed over them alone: upper - 2 sum_k max(0, s_k p_k - |x_k|).
     """
+    if kernels.supported(units.device):
+        # It reads a whole row in the time of a gather.
+        return scaled_proximity(units, scales, wholes, unit, whole, factors)
     result = torch.empty_like(scales)
     width = units.shape[-1]
     n_most = small.columns.shape[-1] if width > _SMALL_ENTRIES else 0
@@ -558,7 +584,7 @@ def _open_proximities(
         columns, sizes, signs = (tensor[:, :n_columns].contiguous() for tensor in (small.columns, small.sizes, small.signs))
         if factors is not None:
             signs = signs * factors.gather(-1, columns)
-        for rows in chosen.split(max(1, _ROWS * width // max(n_columns, 1))):
+        for rows in chosen.split(max(1, _rows_at_a_time(_ROWS, units) * width // max(n_columns, 1))):
             at = whole.index_select(0, rows)
             parts = units.take(columns.index_select(0, at).add_(unit[rows, None], alpha=width))
             aligned = parts.mul_(signs.index_select(0, at)).mul_(scales[rows, None])

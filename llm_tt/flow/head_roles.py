@@ -73,11 +73,11 @@ def head_roles(trace: Trace, progress: Progress = silent) -> HeadRoles:
     sums = np.zeros((len(ROLES), trace.n_layers, n_heads))
     for layer, block in enumerate(trace.blocks):
         n_rows = max(1, min(_MOST_ROWS, _CHUNK_BYTES // (4 * n_heads * n_tokens)))
-        own_heads = n_heads
+        own_heads, pattern = n_heads, block.pattern_at_hand()
         for start in range(1, n_tokens, n_rows):
             positions = np.arange(start, min(start + n_rows, n_tokens))
             with torch.inference_mode():
-                rows = block.pattern.rows(positions.tolist())
+                rows = pattern.rows(positions.tolist())
                 looks = torch.from_numpy(np.stack(_looks(ids, positions))).to(rows.device, rows.dtype)
                 found = torch.stack([torch.einsum("hpt,pt->h", rows, look) for look in looks]).double().cpu().numpy()
             own_heads = found.shape[1]

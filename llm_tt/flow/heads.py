@@ -43,7 +43,7 @@ def attention_map(
         RequestError: no such layer, head or position, or a map of too many cells.
     """
     layer, rows, columns = _asked(trace, layer, head, rows, columns)
-    pattern = trace.blocks[layer].pattern
+    pattern = trace.blocks[layer].pattern_at_hand()
     pieces = [torch.zeros(0, len(columns))]
     with torch.inference_mode():
         for piece in _pieces(rows, n_heads(trace, layer) * trace.n_tokens):
@@ -93,12 +93,12 @@ def head_outputs(trace: Trace, layer: int, position: int, source: int | None = N
     block = trace.blocks[layer]
     with torch.inference_mode():
         weight, _ = trace.model.attention_output(layer)
-        alpha, values = block.pattern.rows([position])[:, 0].to(weight.device), block.values.to(weight.device)
+        alpha, values = block.pattern.rows([position])[:, 0].to(weight.device), block.values
         sources = slice(0, position + 1) if source is None else slice(source, source + 1)
         grouped = alpha[:, sources].reshape(len(values), -1, len(range(trace.n_tokens)[sources]))
-        mixed = (grouped @ values[:, sources].float()).reshape(len(weight), -1)
+        mixed = (grouped @ values[:, sources].to(weight.device).float()).reshape(len(weight), -1)
         if block.gate is not None:
-            mixed = mixed * block.gate[position].float().to(mixed.device)
+            mixed = mixed * block.gate[position].to(mixed.device).float()
         made = torch.einsum("he,hed->hd", mixed, weight)
         return made if block.attn_norm is None else made * block.attn_norm.rows([position]).to(made.device)
 

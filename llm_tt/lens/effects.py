@@ -173,8 +173,8 @@ def _effects(trace: Trace, direction: _Direction) -> DirectEffects:
     heads = torch.zeros(trace.n_layers, info.n_heads, trace.n_tokens)
     attention_bias, ffn = torch.zeros(trace.n_layers), torch.zeros(trace.n_layers)
     for layer, block in enumerate(trace.blocks):
-        here = vector.to(block.attn_out.device)
-        ffn[layer] = block.ffn_out[target].float() @ here
+        here = vector.to(block.device)
+        ffn[layer] = block.ffn_out[target].to(block.device).float() @ here
         by_source, bias = _attention(trace, layer, target, here)
         # Some models have fewer heads in some layers.
         heads[layer, : len(by_source), : target + 1] = by_source.cpu()
@@ -215,8 +215,8 @@ def _attention(trace: Trace, layer: int, target: int, vector: Tensor) -> tuple[T
     alpha = block.pattern.rows([target])[:, 0, : target + 1]
     read = weight @ vector
     if block.gate is not None:
-        read = read * block.gate[target].float()
-    values = block.values[:, : target + 1].float()
+        read = read * block.gate[target].to(read.device).float()
+    values = block.values[:, : target + 1].to(read.device).float()
     n_groups, n_sources = values.shape[:2]
     written = read.reshape(n_groups, -1, values.shape[-1]) @ values.transpose(1, 2)
     return alpha * written.reshape(-1, n_sources), 0.0 if bias is None else float(bias.to(vector.device) @ vector)

@@ -27,7 +27,8 @@ def load_model(
     Args:
         model: "demo", a folder, a hub name, or a specification from the configuration.
         adapter: folder or hub name of a PEFT adapter to merge into it.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps", "balanced" (over all CUDA devices).
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", "balanced" (over all CUDA devices), "offload" (what these have no room for stays in
+            main memory).
         dtype: "auto", "float32", "bfloat16", "float16".
 
     Raises:

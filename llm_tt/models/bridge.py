@@ -37,13 +37,14 @@ from llm_tt.models.ffn import DenseFfn, Ffn, MixtureFfn, OpaqueFfn, has_experts,
 from llm_tt.models.gradients import Differentiable, HuggingFaceGradients
 from llm_tt.models.info import FfnShape, Running
 from llm_tt.models.memory import LONG, require_memory
+from llm_tt.models.offloading import home_of, is_offloaded, stored, weights_of
 from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern, StoredPattern, Visible
 from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.quantized import dense_weight
 from llm_tt.models.reading import BatchReading, CachedBatch, CachedReading, Reading, SeparateReadings, WholeReading
 from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, Shelf, norm_weight, reads_in_pieces
 from llm_tt.models.scores import Ask, Padding, Scored, batches, run_batch
-from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, Stream, TransparentLlm
+from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, Stream, TransparentLlm, stream_rows
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 
@@ -128,7 +129,7 @@ class BridgeLlm(TransparentLlm):
             n_ctx=int(cfg.n_ctx),
             n_params=n_params,
             dtype=str(hf_model.dtype).removeprefix("torch."),
-            device=str(hf_model.device),
+            device=str(home_of(hf_model)),
             norm="rms" if "RMS" in str(cfg.normalization_type) else "layer",
             norm_eps=float(cfg.eps),
             adapter=adapter,
@@ -202,7 +203,7 @@ class BridgeLlm(TransparentLlm):
 
         def of(positions: Sequence[int]) -> Tensor:
             with self._lock, torch.inference_mode():
-                rows = before[list(positions)] if isinstance(before, Tensor) else before.rows(positions)
+                rows = stream_rows(before, positions, self.info.device)
                 normed = norm(self._own(rows, made.block)[None])[0]
                 return capture.queries_of(self._attentions[layer], self._config, normed, called.at(positions))
 
@@ -247,6 +248,11 @@ class BridgeLlm(TransparentLlm):
         """
         probe, plain_logits = self._proof
         who = f"{self.info.name} (model type {self.info.family!r})"
+        if is_offloaded(self._bridge.original_model) and any(map(capture.is_joint, self._bridge.blocks)):
+            raise ModelError(
+                f"{who} cannot be shown with weights that are kept off the device: its attention has to be computed from copies of its joint "
+                'projection, which must be there. Set "device" to "balanced" or "cpu", or its "dtype" to "bfloat16", in the configuration.'
+            )
         with self._lock:
             capture.disable(self._bridge, self._config)
             try:
@@ -385,11 +391,11 @@ class BridgeLlm(TransparentLlm):
         Raises:
             NotAsFusedError: fused attention was not captured, or is not what was captured.
         """
-        require_memory(self.info, len(token_ids))
+        host = require_memory(self.info, len(token_ids))
         ids = torch.tensor([list(token_ids)], device=self.info.device)
         # One row is told from what grows with the prompt; more would take longer.
         n_ffn_rows = None if stands_for is None else 1
-        shelf = Shelf(len(self._layers), 1 if stands_for is None else len(token_ids) / stands_for)
+        shelf = Shelf(len(self._layers), host, 1 if stands_for is None else len(token_ids) / stands_for)
         calls = {} if calls is None else calls
         with (
             torch.inference_mode(),
@@ -470,9 +476,9 @@ class BridgeLlm(TransparentLlm):
 
     def fingerprint(self) -> str:
         made, parts = hashlib.sha256(), capture.split_parameters(self._bridge)
-        for parameter in self._bridge.original_model.parameters():
+        for parameter in weights_of(self._bridge.original_model):
             # Parts of a joint projection are there or not, as attention is computed; the whole always is.
-            if id(parameter) not in parts and not parameter.is_meta:
+            if id(parameter) not in parts and parameter.numel():
                 flat = parameter.detach().reshape(-1)
                 made.update(repr((tuple(parameter.shape), parameter.dtype)).encode())
                 made.update(flat[:: max(flat.numel() // _SAMPLED, 1)].float().cpu().numpy().tobytes())
@@ -545,7 +551,7 @@ class BridgeLlm(TransparentLlm):
     # --- weights
 
     def weight_bytes(self) -> int:
-        tensors = [*self._bridge.original_model.parameters(), *self._bridge.original_model.buffers()]
+        tensors = [*weights_of(self._bridge.original_model), *self._bridge.original_model.buffers()]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
         return sum(storages.values())
 
@@ -553,9 +559,9 @@ class BridgeLlm(TransparentLlm):
         made = self._layers[layer]
         projection = unwrapped(made.block.attn.o)
         weight = dense_weight(projection)
-        bias = getattr(projection, "bias", None)
+        bias = stored(projection, "bias")
         return scaled(weight.view(made.n_heads, -1, weight.shape[1]), made.scale), None if bias is None else scaled(
-            bias.detach().float(), made.scale
+            bias.detach().to(weight.device).float(), made.scale
         )
 
     def neurons(self, layer: int, ffn_input: Tensor) -> Neurons:
@@ -576,18 +582,17 @@ class BridgeLlm(TransparentLlm):
 
     def unembedding(self, token_ids: Sequence[int]) -> Tensor:
         module = unwrapped(self._bridge.unembed)
-        weight = getattr(module, "weight", None)
+        weight = stored(module, "weight")
         if not isinstance(module, nn.Linear) or weight is None or weight.is_meta or not weight.is_floating_point():
             return super().unembedding(token_ids)
-        return self._logit_scale * weight.detach()[list(token_ids)].float()
+        return self._logit_scale * weight.detach()[list(token_ids)].to(home_of(module)).float()
 
     def cap_logits(self, logits: Tensor) -> Tensor:
         return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
 
     def _own(self, x: Tensor, module: Any) -> Tensor:
         """A vector from anywhere, as a module of this model reads it. The layers of a large model may lie on several devices."""
-        parameter = next(unwrapped(module).parameters(), None)
-        return x.to(device=self.info.device if parameter is None else parameter.device, dtype=self.info.torch_dtype)
+        return x.to(device=home_of(unwrapped(module)) or self.info.device, dtype=self.info.torch_dtype)
 
     # --- attention
 
@@ -624,7 +629,7 @@ class BridgeLlm(TransparentLlm):
         values = values.transpose(0, 1).clone(memory_format=torch.contiguous_format)
         if (limit := value_limit(self._config)) is not None:
             values.clamp_(-limit, limit)
-        pattern: AttentionPattern = StoredPattern(probabilities)
+        pattern: AttentionPattern = StoredPattern(probabilities, probabilities.device)
         if queries is not None and keys is not None and probabilities.dtype == torch.float32 and not self.info.keeps_pattern:
             is_smaller = queries.numel() + keys.numel() < probabilities.numel()
             fitting = queries.ndim == keys.ndim == 3 and queries.shape[::2] == keys.shape[::2] and queries.shape[1] == len(probabilities)
@@ -634,6 +639,7 @@ class BridgeLlm(TransparentLlm):
                     keys.transpose(0, 1).contiguous(),
                     softmax_scale(self._config, layer, queries.shape[2]),
                     Visible(self._windows[layer]),
+                    home=queries.device,
                 )
                 probe = [len(queries) // 2, len(queries) - 1]
                 error = (recomputed.rows(probe) - probabilities[:, probe]).abs().max()

@@ -194,6 +194,11 @@ def split_parameters(bridge: Any) -> set[int]:
     return {id(parameter) for block in bridge.blocks for part in _split(block.attn) for parameter in unwrapped(part).parameters()}
 
 
+def is_joint(block: Any) -> bool:
+    """Whether a block's queries, keys and values come out of one projection, which TransformerLens splits."""
+    return bool(_split(block.attn))
+
+
 def _split(attention: Any) -> list[Any]:
     """The query, key and value projections that TransformerLens made of a joint one."""
     if not hasattr(attention, "split_qkv_matrix"):
@@ -219,7 +224,7 @@ def _attention(
         layer, keep = module.layer_idx, captures.keep
         queries = keep("queries", layer, query[0]) if captures.wants_queries else query.new_empty(query.shape[1], 0, query.shape[-1])
         keys, values = keep("keys", layer, key[0]), keep("values", layer, value[0])
-        pattern = RecomputedPattern(queries, keys, scale, captures.visible(attention_mask), cap, sinks)
+        pattern = RecomputedPattern(queries, keys, scale, captures.visible(attention_mask), cap, sinks, query.device)
         captures.layers[layer] = Captured(pattern, values)
     if cap is None and sinks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)

@@ -16,15 +16,24 @@ from typing import Any
 import torch
 
 from llm_tt.chat import check_template
-from llm_tt.config import BALANCED, ModelSpec
+from llm_tt.config import BALANCED, OFFLOAD, ModelSpec
 from llm_tt.errors import ModelError, OutOfMemoryError
 from llm_tt.models import adapters, hub, quantized, weights
 from llm_tt.models.adapters import Adapter
 from llm_tt.models.loading import weights_reported
 from llm_tt.models.memory import available_bytes, show_bytes
+from llm_tt.models.offloading import is_offloaded
 from llm_tt.models.sharing import BASES
 from llm_tt.progress import Progress, silent
 
+_SPREAD = {
+    BALANCED: "spreads a model over CUDA devices",
+    OFFLOAD: "keeps in main memory what CUDA devices have no room for",
+}
+"""Devices for which accelerate decides where a layer is"""
+_WEIGHTS_SHARE = 0.7
+"""Of a CUDA device's free memory that weights may fill where others are kept in main memory: the rest is for traces, and for a layer that passes"""
+_OFFLOADED = "Some layers' weights are kept off the GPU and brought there for each pass, which is slow."
 _OTHER_TASKS = {
     "ForSequenceClassification": "classifies whole texts",
     "ForTokenClassification": "classifies tokens",
@@ -74,7 +83,7 @@ class Source:
 
 
 def resolve_device(device: str) -> str:
-    """'auto', 'cpu', 'cuda', 'cuda:1', 'mps', 'balanced' -> a device that exists.
+    """'auto', 'cpu', 'cuda', 'cuda:1', 'mps', 'balanced', 'offload' -> a device that exists.
 
     Raises:
         ModelError: this machine does not have it.
@@ -85,12 +94,12 @@ def resolve_device(device: str) -> str:
         return "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, index = device.partition(":")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == BALANCED:
+    if kind in _SPREAD:
         if not count:
-            raise ModelError('Device "balanced" spreads a model over CUDA devices, but this machine has none. Use "auto" or "cpu".')
+            raise ModelError(f'Device "{kind}" {_SPREAD[kind]}, but this machine has none. Use "auto" or "cpu".')
         if importlib.util.find_spec("accelerate") is None:
             raise ModelError(
-                'Device "balanced" needs the package accelerate, which is not installed. Run "pip install accelerate", or name one device.'
+                f'Device "{kind}" needs the package accelerate, which is not installed. Run "pip install accelerate", or name one device.'
             )
     if kind == "cuda":
         if int(index or 0) >= count:
@@ -115,6 +124,9 @@ def placement(device: str) -> dict[str, Any]:
     """What `from_pretrained` needs to put the weights where they belong, without a copy on the CPU first if accelerate is there."""
     if device == BALANCED:
         return {"device_map": "balanced"}
+    if device == OFFLOAD:
+        room = {index: int(_WEIGHTS_SHARE * available_bytes(f"cuda:{index}")) for index in range(torch.cuda.device_count())}
+        return {"device_map": "auto", "max_memory": {**room, "cpu": available_bytes("cpu")}}
     if device != "cpu" and importlib.util.find_spec("accelerate") is not None:
         return {"device_map": {"": device}}
     return {}
@@ -143,6 +155,14 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent, before_weights
             f'Adapter "{adapter.name}" cannot be merged exactly into weights of {spec.quantization.removesuffix("bit")} bits. '
             'Leave out "quantization" and set "dtype" to "bfloat16", or save the merged model and load that in fewer bits.'
         )
+    if device == OFFLOAD and (adapter is not None or spec.quantization is not None):
+        what = (
+            f'Adapter "{adapter.name}" cannot be merged into' if adapter is not None else f'"quantization" of {spec.name} cannot be had of'
+        )
+        raise ModelError(
+            f'{what} weights that are kept in main memory ("device": "offload"). Set "device" to "balanced" or "cpu", or save the '
+            f"{'merged' if adapter is not None else 'quantised'} model and load that."
+        )
     own_tokenizer = adapter is not None and weights.has_tokenizer(adapter.folder)
     if os.path.isdir(where):
         weights.require_complete(Path(where), spec.allow_pickle, own_tokenizer)
@@ -170,7 +190,7 @@ def load_checkpoint(spec: ModelSpec, progress: Progress = silent, before_weights
             return _load(spec, source, config, dtype, device, at)
 
     # The modules of a quantised or dispatched model are more than their tensors: such a model is loaded for itself.
-    alone = spec.quantization is not None or device == BALANCED
+    alone = spec.quantization is not None or device in _SPREAD
     model = load() if alone else BASES.copy(_key(spec, source, config, dtype, device), load)
     if adapter is not None:
         progress(f"Merging the adapter {adapter.name}", 0.7)
@@ -297,21 +317,22 @@ def _load(spec: ModelSpec, source: Source, config: Any, dtype: torch.dtype, devi
             raise
         _require_whole(where, report)
         ignored = _ignored(model, where, report)
-        if spec.quantization is None and method is None and device != BALANCED:
+        if spec.quantization is None and method is None and device not in _SPREAD:
             model = model.to(device)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(
-            f"{spec.name} does not fit on {device}. Unload other models, or set its dtype to bfloat16 in the configuration."
+            f"{spec.name} does not fit on {_said(device)}. Unload other models, or set its dtype to bfloat16 in the configuration."
         ) from error
     offloaded = {str(target) for target in getattr(model, "hf_device_map", {}).values()} & {"cpu", "disk"}
     if offloaded and device == BALANCED:
         raise OutOfMemoryError(
-            f'{spec.name} does not fit on the CUDA devices together. Unload other models, or set its "dtype" to "bfloat16" in the configuration.'
+            f'{spec.name} does not fit on the CUDA devices together. Unload other models, or set its "dtype" to "bfloat16" or its "device" to '
+            '"offload" in the configuration.'
         )
     if not getattr(model.config, "architectures", None):
         # TransformerLens chooses by this name; fine-tuning scripts lose it.
         model.config.architectures = [type(model).__name__]
-    setattr(model, _NOTES, _notes(source.folder, dtype, ignored))
+    setattr(model, _NOTES, _notes(source.folder, dtype, ignored) + ((_OFFLOADED,) if is_offloaded(model) else ()))
     return model
 
 
@@ -414,13 +435,19 @@ def _require_fit(spec: ModelSpec, folder: Path | None, dtype: torch.dtype, devic
     size = weights.loaded_bytes(folder, dtype)
     if spec.quantization is not None:
         size = int(size * _QUANTIZED_SHARE[spec.quantization] * 2 / dtype.itemsize)
-    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if device == BALANCED else [device]
+    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if device in _SPREAD else [device]
+    devices += ["cpu"] if device == OFFLOAD else []
     available = sum(available_bytes(each) for each in devices)
     if size > available:
         raise OutOfMemoryError(
-            f"{spec.name} needs about {show_bytes(size)} in {str(dtype).removeprefix('torch.')}, but {device} has {show_bytes(available)} free. "
+            f"{spec.name} needs about {show_bytes(size)} in {str(dtype).removeprefix('torch.')}, "
+            f"but {_said(device)} has {show_bytes(available)} free. "
             'Unload other models, or set its "dtype" to "bfloat16" in the configuration.'
         )
+
+
+def _said(device: str) -> str:
+    return "this machine" if device == OFFLOAD else device
 
 
 def _method(config: Any) -> str | None:

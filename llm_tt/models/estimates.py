@@ -62,7 +62,9 @@ class TraceEstimate:
     free_bytes: int
     """what the model's device has to give"""
     longest: int
-    """the longest prompt that fits into it, up to the model's context"""
+    """the longest prompt that fits into it, with the host's help where it is a GPU's, up to the model's context"""
+    host_bytes: int = 0
+    """of `n_bytes` what the host would keep, since the device has no room for all"""
 
     @property
     def fits(self) -> bool:
@@ -71,6 +73,8 @@ class TraceEstimate:
     def sentence(self) -> str:
         """For people, without the last full stop."""
         cost = f"{self.n_tokens:,} tokens: about {show_seconds(self.seconds)} and {show_bytes(self.n_bytes)} of memory"
+        if self.host_bytes:
+            cost = f"{cost}, {show_bytes(self.host_bytes)} of it the host's, since the GPU is short; that takes longer"
         if self.fits:
             return cost
         return f"{cost}, but there are {show_bytes(self.free_bytes)} to give. What fits: at most {self.longest:,} tokens"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_tt.models.info import FfnShape
+from llm_tt.models.offloading import home_of, stored
 from llm_tt.models.quantized import dense_weight
 from llm_tt.models.transparent_llm import Neurons
 
@@ -49,12 +50,14 @@ class DenseFfn:
 
     @property
     def device(self) -> torch.device:
-        return self._out.weight.device  # type: ignore[union-attr, return-value]
+        home = home_of(self._out)
+        assert home is not None
+        return home
 
     def neurons(self, ffn_input: Tensor) -> Neurons:
-        bias = getattr(self._out, "bias", None)
+        bias = stored(self._out, "bias")
         activations = _given(self._out, lambda: self._run(ffn_input[None]))
-        return Neurons(_rows(activations), None if bias is None else scaled(bias.detach().float(), self._scale))
+        return Neurons(_rows(activations), None if bias is None else scaled(bias.detach().to(self.device).float(), self._scale))
 
     def output(self, neurons: Tensor | None) -> Tensor:
         return scaled(_selected(dense_weight(self._out), neurons), self._scale)
@@ -69,7 +72,7 @@ def in_pieces(module: nn.Module | None, n_rows: int, only_first: bool = False) -
     if module is None:
         yield
         return
-    whole = module.forward
+    whole, before = module.forward, vars(module).get("forward")
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if x.ndim != 3 or len(x) != 1 or x.shape[1] <= n_rows or args or kwargs:
@@ -87,6 +90,8 @@ def in_pieces(module: nn.Module | None, n_rows: int, only_first: bool = False) -
         yield
     finally:
         del vars(module)["forward"]
+        if before is not None:
+            vars(module)["forward"] = before
 
 
 class MixtureFfn:
@@ -138,9 +143,9 @@ class MixtureFfn:
             # Without a gate the shared expert counts in full.
             gate = _rows(gates[0]).sigmoid() if gates else 1.0
             activations[:, n_routed:] = _rows(shared[0]) * gate
-            shared_bias = getattr(self._shared_out, "bias", None)
+            shared_bias = stored(self._shared_out, "bias")
             if shared_bias is not None:
-                bias += shared_bias.float() * gate
+                bias += shared_bias.to(bias.device).float() * gate
         return Neurons(activations, bias * self._scale if bias.any() else None)
 
     def _add_routed(self, activations: Tensor, bias: Tensor, inputs: Tensor, index: Tensor, weights: Tensor) -> None:
@@ -155,37 +160,43 @@ class MixtureFfn:
             made = self._expert(expert, inputs[token]).float() * weight
             activations[token, expert * self._per_expert : (expert + 1) * self._per_expert] += made
             if getattr(experts, "has_bias", False):
-                bias[token] += experts.down_proj_bias[expert].float() * weight
+                bias[token] += self._weight("down_proj_bias")[expert].to(bias.device).float() * weight
 
     def _expert(self, expert: int, inputs: Tensor) -> Tensor:
         experts = self._experts
         has_gate = getattr(experts, "has_gate", True)
-        weight = (experts.gate_up_proj if has_gate else experts.up_proj)[expert]
+        weight = self._weight("gate_up_proj" if has_gate else "up_proj")[expert].to(inputs.device)
         made = inputs @ (weight if self._transposed else weight.T)
         if getattr(experts, "has_bias", False):
-            made = made + (experts.gate_up_proj_bias if has_gate else experts.up_proj_bias)[expert]
+            made = made + self._weight("gate_up_proj_bias" if has_gate else "up_proj_bias")[expert].to(made.device)
         return experts._apply_gate(made) if has_gate else experts.act_fn(made)
 
     def _add_scaled_inputs(self, activations: Tensor, inputs: Tensor) -> None:
         experts = self._experts
         inputs = inputs.view(self.shape.n_experts, len(activations), -1)
-        gate, up = torch.bmm(inputs, experts.gate_up_proj).chunk(2, dim=-1)
+        gate, up = torch.bmm(inputs, self._weight("gate_up_proj").to(inputs.device)).chunk(2, dim=-1)
         activations += (up * experts.act_fn(gate)).float().transpose(0, 1).flatten(1) * self._routed_scale
 
     def output(self, neurons: Tensor | None) -> Tensor:
         n_routed = self.shape.n_experts * self._per_expert
         if neurons is None:
             neurons = torch.arange(self.shape.n_neurons)
-        routed = neurons[neurons < n_routed].to(self._experts.down_proj.device)
+        down, home = self._weight("down_proj"), home_of(self._experts)
+        routed = neurons[neurons < n_routed].to(down.device)
         expert, index = routed // self._per_expert, routed % self._per_expert
-        down = self._experts.down_proj
-        rows = torch.empty(len(neurons), down.shape[2 if self._transposed else 1], device=down.device)
-        is_routed = (neurons < n_routed).to(down.device)
-        rows[is_routed] = (down[expert, index] if self._transposed else down[expert, :, index]).float()
+        rows = torch.empty(len(neurons), down.shape[2 if self._transposed else 1], device=home)
+        is_routed = (neurons < n_routed).to(home)
+        rows[is_routed] = (down[expert, index] if self._transposed else down[expert, :, index]).to(home).float()
         if self._shared_out is not None:
             shared = neurons[neurons >= n_routed] - n_routed
-            rows[~is_routed] = _selected(dense_weight(self._shared_out), shared).to(down.device)
+            rows[~is_routed] = _selected(dense_weight(self._shared_out), shared).to(home)
         return scaled(rows, self._scale)
+
+    def _weight(self, name: str) -> Tensor:
+        """Of all experts, wherever it lies."""
+        weight = stored(self._experts, name)
+        assert weight is not None
+        return weight
 
 
 class OpaqueFfn:

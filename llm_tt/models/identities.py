@@ -131,8 +131,8 @@ def _layer_errors(trace: Trace, layer: int, positions: Sequence[int]) -> LayerEr
     pattern = block.pattern.rows(chosen)
     attention = block.attention_sum(pattern, chosen, *llm.attention_output(layer))
     before = trace.pre(layer, chosen).float()
-    mid = before + block.attn_out[chosen].float()
-    post = block.mid(chosen).float() + block.ffn_out[chosen].float()
+    mid = before + block.attn_out[chosen].to(before.device).float()
+    post = block.mid(chosen).float() + block.ffn_out[chosen].to(before.device).float()
     residual = max(relative_error(mid, block.mid(chosen)), relative_error(post, block.post(chosen)))
     is_future = torch.arange(trace.n_tokens, device=pattern.device) > torch.tensor(chosen, device=pattern.device)[:, None]
     return LayerErrors(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import psutil
 import torch
+from torch import Tensor
 
 from llm_tt.errors import OutOfMemoryError
 from llm_tt.models.info import ModelInfo, Running
@@ -13,6 +14,11 @@ from llm_tt.models.sizes import show_bytes
 
 LONG = 1536
 """Tokens from which on a trace keeps no queries that can be had again: there memory counts, and few of the rows are asked for"""
+OFFLOADED_FROM = ("cuda",)
+"""Types of devices whose traces go to the host's memory where the device is short; the memory of others is the host's"""
+_HOST = "cpu"
+_LAYERS_PASSING = 2
+"""So many layers' tensors are still on the device while those of the layers before are kept by the host"""
 _RESERVE = 0.9
 """The share of free memory a run may take; the rest is for everyone else on the machine"""
 _HELD_BACK = 64 * 2**20
@@ -25,15 +31,44 @@ _FFN_COPIES = 4
 """Inner vectors of an FFN that exist side by side: before and after the activation, its gate, the product"""
 
 
+@dataclass(frozen=True)
+class Host:
+    """The host's memory, where a trace is kept that the device of its model has no room for."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    pinned: bool = False
+    """locked, so that a GPU copies at full speed, where the system grants it; PyTorch takes up to twice the memory for that"""
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self.pinned:
+            try:
+                return torch.empty(shape, dtype=dtype, device=self.device, pin_memory=True)
+            except RuntimeError:
+                # No GPU, or a limit on locked memory: plain memory is as good, only slower.
+                pass
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+
 def trace_bytes(info: ModelInfo, n_tokens: int) -> int:
     """Peak bytes of tracing `n_tokens` tokens: what the trace keeps, and what comes and goes while the model runs."""
     coming_and_going = _running_bytes(info, n_tokens)
     return tensor_bytes(info, n_tokens) + min(coming_and_going // 2, _HELD_BACK)
 
 
+def kept_bytes(info: ModelInfo, n_tokens: int) -> int:
+    """Of `trace_bytes` what the trace keeps."""
+    return int(_kept_numbers(info, n_tokens) * info.torch_dtype.itemsize)
+
+
+def offloaded_bytes(info: ModelInfo, n_tokens: int) -> int:
+    """Peak bytes on the device while what the trace keeps goes to the host's memory, layer by layer."""
+    passing = min(_LAYERS_PASSING, info.n_layers) * kept_bytes(info, n_tokens) // info.n_layers
+    return trace_bytes(info, n_tokens) - kept_bytes(info, n_tokens) + passing
+
+
 def tensor_bytes(info: ModelInfo, n_tokens: int) -> int:
     """As `trace_bytes`, but only what tensors have: an allocator takes more from the system."""
-    return int(_kept_numbers(info, n_tokens) * info.torch_dtype.itemsize) + _running_bytes(info, n_tokens)
+    return kept_bytes(info, n_tokens) + _running_bytes(info, n_tokens)
 
 
 def _kept_numbers(info: ModelInfo, n_tokens: int) -> float:
@@ -73,23 +108,35 @@ def ffn_rows(n_neurons: int) -> int:
     return max(_FFN_ROWS, _FFN_NUMBERS // max(n_neurons, 1))
 
 
-def longest_prompt(info: ModelInfo, budget: int) -> int:
-    """The most tokens, up to the model's context, whose trace fits into `budget` bytes."""
+def longest_prompt(info: ModelInfo, budget: int, host_budget: int = 0) -> int:
+    """The most tokens, up to the model's context, whose trace fits into `budget` bytes, or would if the host had `host_budget` bytes for what it
+    keeps."""
+
+    def fits(n_tokens: int) -> bool:
+        return trace_bytes(info, n_tokens) <= budget or fits_offloaded(info, n_tokens, budget, host_budget)
+
     # Between is a step down.
-    low, high = (LONG, info.n_ctx) if info.n_ctx >= LONG and trace_bytes(info, LONG) <= budget else (0, min(info.n_ctx, LONG - 1))
+    low, high = (LONG, info.n_ctx) if info.n_ctx >= LONG and fits(LONG) else (0, min(info.n_ctx, LONG - 1))
     while low < high:
         middle = (low + high + 1) // 2
-        if trace_bytes(info, middle) <= budget:
+        if fits(middle):
             low = middle
         else:
             high = middle - 1
     return low
 
 
+def fits_offloaded(info: ModelInfo, n_tokens: int, budget: int, host_budget: int) -> bool:
+    """Whether a trace fits if the host keeps what it keeps."""
+    return offloaded_bytes(info, n_tokens) <= budget and kept_bytes(info, n_tokens) <= host_budget
+
+
 def available_bytes(device: str) -> int:
     """Free memory of a device; for the CPU, what the operating system can give without swapping."""
     if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(device))[0]
+        at = torch.device(device)
+        # What PyTorch holds and nothing uses is free, too.
+        return torch.cuda.mem_get_info(at)[0] + torch.cuda.memory_reserved(at) - torch.cuda.memory_allocated(at)
     return psutil.virtual_memory().available
 
 
@@ -98,22 +145,33 @@ def budget_bytes(device: str) -> int:
     return int(_RESERVE * available_bytes(device))
 
 
-def require_memory(info: ModelInfo, n_tokens: int, available: int | None = None) -> None:
-    """Refuse a trace that would not fit.
+def host_budget_bytes(device: str) -> int:
+    """What the host has to give for traces of a model on a device: nothing where its memory is the device's own."""
+    return budget_bytes(_HOST) if device.partition(":")[0] in OFFLOADED_FROM else 0
+
+
+def require_memory(info: ModelInfo, n_tokens: int, available: int | None = None) -> Host | None:
+    """Where what a trace keeps must go: None, if it can stay on the device.
 
     Raises:
-        OutOfMemoryError: with the need, what there is, and the longest prompt that fits.
+        OutOfMemoryError: it would not fit; with the need, what there is, and the longest prompt that fits.
     """
     budget = budget_bytes(info.device) if available is None else int(_RESERVE * available)
     need = trace_bytes(info, n_tokens)
     if need > budget:
-        longest = longest_prompt(info, budget)
+        host_budget = host_budget_bytes(info.device)
+        if fits_offloaded(info, n_tokens, budget, host_budget):
+            return Host(torch.device(_HOST), pinned=2 * kept_bytes(info, n_tokens) <= host_budget)
+        longest = longest_prompt(info, budget, host_budget)
         ways = [f"shorten the prompt to at most {longest} tokens"] if longest else []
-        half = trace_bytes(replace(info, dtype="bfloat16"), n_tokens)
-        if half < need and half <= budget:
+        half = replace(info, dtype="bfloat16")
+        half_fits = trace_bytes(half, n_tokens) <= budget or fits_offloaded(half, n_tokens, budget, host_budget)
+        if trace_bytes(half, n_tokens) < need and half_fits:
             ways.append("load the model in half precision")
         ways.append("unload other models or use a machine with more memory")
+        given = f"{show_bytes(budget)} to give{f' and the host {show_bytes(host_budget)} beside it' if host_budget else ''}"
         raise OutOfMemoryError(
-            f"A trace of {n_tokens} tokens of {info.name} needs about {show_bytes(need)}, but {info.device} has {show_bytes(budget)} to give. "
+            f"A trace of {n_tokens} tokens of {info.name} needs about {show_bytes(need)}, but {info.device} has {given}. "
             f"What helps: {'; '.join(ways)}."
         )
+    return None

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from llm_tt.models.estimates import Pace, TraceEstimate
-from llm_tt.models.memory import budget_bytes, longest_prompt, trace_bytes
+from llm_tt.models.memory import budget_bytes, fits_offloaded, host_budget_bytes, kept_bytes, longest_prompt, trace_bytes
 from llm_tt.models.transparent_llm import ModelInfo, PromptLike, TransparentLlm
 from llm_tt.progress import Progress, silent
 
@@ -36,8 +36,17 @@ def estimate_trace(llm: TransparentLlm, prompt: PromptLike | int, pace: Pace | N
     """
     n_tokens = prompt if isinstance(prompt, int) else llm.prompt(prompt).n_tokens
     pace = measured_pace(llm) if pace is None else pace
-    free = budget_bytes(llm.info.device)
-    return TraceEstimate(n_tokens, trace_bytes(llm.info, n_tokens), pace.seconds(n_tokens), free, longest_prompt(llm.info, free))
+    info = llm.info
+    need, free, host_free = trace_bytes(info, n_tokens), budget_bytes(info.device), host_budget_bytes(info.device)
+    is_offloaded = need > free and fits_offloaded(info, n_tokens, free, host_free)
+    return TraceEstimate(
+        n_tokens,
+        need,
+        pace.seconds(n_tokens),
+        free,
+        longest_prompt(info, free, host_free),
+        kept_bytes(info, n_tokens) if is_offloaded else 0,
+    )
 
 
 def measured_pace(llm: TransparentLlm, progress: Progress = silent, clock: Callable[[], float] = time.perf_counter) -> Pace:
@@ -72,7 +81,8 @@ def measured_pace(llm: TransparentLlm, progress: Progress = silent, clock: Calla
 
 def _may_run(info: ModelInfo, pace: Pace) -> bool:
     """Whether the long run fits into memory and patience."""
-    return longest_prompt(info, budget_bytes(info.device)) >= _ATTENTION_LENGTH and pace.seconds(_ATTENTION_LENGTH) < _PATIENCE
+    budget, host_budget = budget_bytes(info.device), host_budget_bytes(info.device)
+    return longest_prompt(info, budget, host_budget) >= _ATTENTION_LENGTH and pace.seconds(_ATTENTION_LENGTH) < _PATIENCE
 
 
 def _attention_seconds(info: ModelInfo, clock: Callable[[], float]) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,12 +20,14 @@ class StoredPattern:
     """The pattern itself, [H, T, T]."""
 
     probabilities: Tensor
+    home: torch.device | None = None
+    """where rows are given out; None: where the pattern is"""
 
     def rows(self, positions: Sequence[int]) -> Tensor:
         return self.rows_until(positions, self.probabilities.shape[-1])
 
     def rows_until(self, positions: Sequence[int], n_sources: int) -> Tensor:
-        return self.probabilities[:, list(positions), :n_sources].float()
+        return self.probabilities[:, list(positions), :n_sources].to(self.home or self.probabilities.device).float()
 
     @property
     def nbytes(self) -> int:
@@ -81,6 +83,7 @@ class RecomputedPattern:
 
     queries: [H, T, E] and keys: [K, T, E], as they enter the product (after rotary embedding and query or key norms).
     cap: scores become cap * tanh(score / cap).
+    home: where rows are computed; None: where the keys are.
     sinks: [H] scores of a place that belongs to no token; its share is left out, so that rows sum to less than 1.
     """
 
@@ -90,16 +93,19 @@ class RecomputedPattern:
     visible: Visible = Visible()
     cap: float | None = None
     sinks: Tensor | None = None
+    home: torch.device | None = None
 
     def rows(self, positions: Sequence[int]) -> Tensor:
         return self.rows_until(positions, self.keys.shape[1])
 
     def rows_until(self, positions: Sequence[int], n_sources: int) -> Tensor:
-        index = torch.as_tensor(list(positions), device=self.keys.device)
-        asked = self.queries[:, index] if isinstance(self.queries, Tensor) else self.queries.of(positions)
+        device = self.home or self.keys.device
+        chosen = torch.as_tensor(list(positions), dtype=torch.long)
+        asked = self.queries[:, chosen] if isinstance(self.queries, Tensor) else self.queries.of(positions)
+        index = chosen.to(device)
         n_heads, _, d_head = asked.shape
-        keys = self.keys[:, :n_sources].float()
-        queries = (asked.float() * self.scale).reshape(len(keys), -1, d_head)
+        keys = self.keys[:, :n_sources].to(device).float()
+        queries = (asked.to(device).float() * self.scale).reshape(len(keys), -1, d_head)
         scores = torch.matmul(queries, keys.transpose(1, 2)).view(n_heads, len(index), n_sources)
         if self.cap is not None:
             scores = scores.div_(self.cap).tanh_().mul_(self.cap)
@@ -108,6 +114,10 @@ class RecomputedPattern:
             return scores.softmax(-1)
         sinks = self.sinks.float()[:, None, None].expand(-1, len(index), 1)
         return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+
+    def at_hand(self) -> RecomputedPattern:
+        """The same with its keys where rows are computed, for reading many rows."""
+        return self if self.home is None else replace(self, keys=self.keys.to(self.home))
 
     @property
     def nbytes(self) -> int:

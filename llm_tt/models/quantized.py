@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_tt.errors import ModelError
+from llm_tt.models.offloading import home_of, stored
 
 _INT8_RANGE = 127
 
@@ -52,5 +53,8 @@ def dense_weight(module: Any) -> Tensor:
         state = getattr(module, "state", None)
         source: Any = state if getattr(state, "CB", None) is not None else weight
         return (source.CB.float() * source.SCB.float()[:, None] / _INT8_RANGE).detach().T
+    if weight.is_meta:
+        held = stored(module, "weight")
+        weight = weight if held is None else held.to(home_of(module))
     weight = weight.detach().float()
     return weight if type(module).__name__ == "Conv1D" else weight.T

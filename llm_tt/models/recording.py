@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from llm_tt.models.ffn import DenseFfn, Ffn, in_pieces, unwrapped
-from llm_tt.models.memory import ffn_rows
-from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern
+from llm_tt.models.memory import Host, ffn_rows
+from llm_tt.models.offloading import home_of, stored
+from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern, StoredPattern
 from llm_tt.models.transparent_llm import BlockActivations, FrozenNorm, Stream, SummedStream
 from llm_tt.progress import Progress
 
@@ -53,15 +54,23 @@ class Shelf:
     while the model runs, where it would keep freed memory from being used again or given back.
 
     Args:
+        host: where everything goes that layers on other devices keep; None: it stays on its device.
         share: of the size from which on a tensor is worth it.
     """
 
-    def __init__(self, n_layers: int, share: float = 1) -> None:
-        self._n_layers, self._least_bytes = n_layers, share * _SHELVED_BYTES
+    def __init__(self, n_layers: int, host: Host | None = None, share: float = 1) -> None:
+        self._n_layers, self._host, self._least_bytes = n_layers, host, share * _SHELVED_BYTES
         self._pieces: dict[str, Tensor] = {}
+
+    @property
+    def moves(self) -> bool:
+        """Whether what is put here leaves its device."""
+        return self._host is not None
 
     def put(self, name: str, layer: int, tensor: Tensor) -> Tensor:
         """The tensor, now on the shelf if it is worth it."""
+        if self._host is not None:
+            return self._moved(self._host, name, layer, tensor)
         if tensor.device.type != "cpu" or tensor.nbytes < self._least_bytes:
             return tensor
         piece = self._pieces.get(name)
@@ -74,12 +83,27 @@ class Shelf:
             room.copy_(tensor)
         return room
 
+    def _moved(self, host: Host, name: str, layer: int, tensor: Tensor) -> Tensor:
+        if tensor.device == host.device:
+            return tensor
+        piece = self._pieces.get(name)
+        if piece is None:
+            piece = self._pieces[name] = host.empty((self._n_layers, *tensor.shape), tensor.dtype)
+        # Some models have other shapes in some layers.
+        fits = piece.shape[1:] == tensor.shape and piece.dtype == tensor.dtype
+        room = piece[layer] if fits else host.empty(tuple(tensor.shape), tensor.dtype)
+        # Waits: whoever reads it next may be the host itself.
+        room.copy_(tensor)
+        return room
+
     def put_block(self, layer: int, block: BlockActivations) -> BlockActivations:
         """A block with values, queries and keys on the shelf, as `attention` puts them there."""
         pattern = block.pattern
         if isinstance(pattern, RecomputedPattern):
             queries = pattern.queries if isinstance(pattern.queries, QueriesOnDemand) else self.put("queries", layer, pattern.queries)
             pattern = replace(pattern, queries=queries, keys=self.put("keys", layer, pattern.keys))
+        elif isinstance(pattern, StoredPattern) and self.moves:
+            pattern = replace(pattern, probabilities=self.put("probabilities", layer, pattern.probabilities))
         return replace(block, values=self.put("values", layer, block.values), pattern=pattern)
 
 
@@ -179,7 +203,8 @@ class Recorder:
 
     def _shelve(self, name: str, index: int) -> Callable[..., None]:
         def keep(tensor: Tensor, hook: Any) -> None:
-            self._current[name] = self._shelf.put(name, index, tensor[0])
+            # What leaves the device does so when its sums have been looked at.
+            self._current[name] = tensor[0] if self._shelf.moves else self._shelf.put(name, index, tensor[0])
 
         return keep
 
@@ -187,25 +212,25 @@ class Recorder:
         def finish(tensor: Tensor, hook: Any) -> None:
             layer = self._layers[index]
             now, self._current = self._current, {}
-            attn_out = now.pop("attn_out")
-            ffn_out = self._shelf.put("ffn_out", index, now.pop("ffn_out").reshape(tensor.shape[-2:]))
-            mid, post = self._streams(layer.parallel, attn_out, now.pop("resid_mid", None), ffn_out, tensor[0])
-            if (index + 1) % _KEPT_EVERY == 0:
-                post = tensor[0]
-            # A stream that is kept for good; the next block's sums start from it.
-            mid, post = (
-                self._shelf.put(name, index, stream) if isinstance(stream, Tensor) else stream
-                for name, stream in (("mid", mid), ("post", post))
-            )
+            attn_out, ffn_out = now.pop("attn_out"), now.pop("ffn_out").reshape(tensor.shape[-2:])
+            kept = self._shelf.put("attn_out", index, attn_out), self._shelf.put("ffn_out", index, ffn_out)
+            if not self._shelf.moves:
+                attn_out, ffn_out = kept
+            mid, post = self._streams(index, attn_out, now.pop("resid_mid", None), ffn_out, tensor[0], kept)
+            if isinstance(post, Tensor) or (index + 1) % _KEPT_EVERY == 0:
+                # A stream that is kept for good; the next block's sums start from it.
+                post = self._shelf.put("post", index, tensor[0])
+            gate = _gate(layer, now)
             block: dict[str, Any] = {
-                "attn_out": attn_out,
-                "ffn_out": ffn_out,
+                "attn_out": kept[0],
+                "ffn_out": kept[1],
                 "mid_stream": mid,
                 "post_stream": post,
-                "gate": _gate(layer, now),
+                "gate": gate if gate is None or not self._shelf.moves else self._shelf.put("gate", index, gate),
                 "attn_norm": _frozen(layer.attn_norm, now.pop("attn_normed", None), attn_out),
                 "ffn_norm": _frozen(layer.ffn_norm, now.pop("ffn_normed", None), ffn_out),
                 "parallel": layer.parallel,
+                "home": attn_out.device if self._shelf.moves else None,
             }
             self.blocks.append(self._shelf.put_block(index, self._make(index, self._before_stream, block, now)))
             self._before, self._before_stream = tensor[0], post
@@ -213,21 +238,27 @@ class Recorder:
 
         return finish
 
-    def _streams(self, parallel: bool, attn_out: Tensor, mid: Tensor | None, ffn_out: Tensor, post: Tensor) -> tuple[Stream, Stream]:
-        """The streams after attention and after the FFN: sums, where the model's own come out bit by bit, else as they are."""
+    def _streams(
+        self, index: int, attn_out: Tensor, mid: Tensor | None, ffn_out: Tensor, post: Tensor, kept: tuple[Tensor, Tensor]
+    ) -> tuple[Stream, Stream]:
+        """The streams after attention and after the FFN: sums, where the model's own come out bit by bit, else as they are.
+
+        kept: what is kept of `attn_out` and `ffn_out`, of which the sums are made.
+        """
+        attn_kept, ffn_kept = kept
         before = self._before.to(attn_out.device)
         start = self._before_stream if isinstance(self._before_stream, SummedStream) else SummedStream(self._before_stream, ())
-        if parallel:
-            mid_stream: Stream = start.plus(attn_out)
+        if self._layers[index].parallel:
+            mid_stream: Stream = start.plus(attn_kept)
             in_order = _is_sum(post, before, (attn_out,), (ffn_out,))
             if in_order or _is_sum(post, before, (attn_out, ffn_out)):
-                return mid_stream, start.plus(attn_out).plus(ffn_out) if in_order else start.plus(attn_out, ffn_out)
+                return mid_stream, mid_stream.plus(ffn_kept) if in_order else start.plus(attn_kept, ffn_kept)
             return mid_stream, post
         assert mid is not None
-        mid_stream = start.plus(attn_out) if _is_sum(mid, before, (attn_out,)) else mid
+        mid_stream = start.plus(attn_kept) if _is_sum(mid, before, (attn_out,)) else self._shelf.put("mid", index, mid)
         if not _is_sum(post, mid, (ffn_out,)):
             return mid_stream, post
-        return mid_stream, (mid_stream if isinstance(mid_stream, SummedStream) else SummedStream(mid_stream, ())).plus(ffn_out)
+        return mid_stream, (mid_stream if isinstance(mid_stream, SummedStream) else SummedStream(mid_stream, ())).plus(ffn_kept)
 
 
 @contextmanager
@@ -304,10 +335,13 @@ def _factors(vectors: Tensor, multiples: Tensor) -> Tensor:
 
 def norm_weight(norm: Any) -> Tensor:
     """[n] float32: a norm's effective weight. Families keep it as w or as 1 + w; its answer to ones tells which, but in the model's precision."""
-    parameter = next(norm.parameters())
+    name = next(name for name, _ in norm.named_parameters(recurse=False))
+    parameter, home = stored(norm, name), home_of(norm)
+    assert parameter is not None
     with torch.inference_mode():
-        answer = norm(torch.ones_like(parameter)[None])[0].float()
-        kept = parameter.detach().float()
+        kept = parameter.detach().to(home)
+        answer = norm(torch.ones_like(kept)[None])[0].float()
+        kept = kept.float()
         readings = [kept, 1 + kept]
         misses = [float((answer - reading * _factors(reading, answer)).norm()) for reading in readings]
         return readings[misses.index(min(misses))]

@@ -21,6 +21,7 @@ from llm_tt import chat
 from llm_tt.errors import PromptError, RequestError
 from llm_tt.models.gradients import Differentiable
 from llm_tt.models.info import ModelInfo
+from llm_tt.models.patterns import RecomputedPattern
 from llm_tt.models.reading import BatchReading, Reading, SeparateReadings, WholeReading
 from llm_tt.models.scores import Ask, Padding, Scored, scored
 from llm_tt.progress import Progress, silent
@@ -72,19 +73,30 @@ class SummedStream:
     added: tuple[tuple[Tensor, ...], ...]
     """what was added to it since, in the model's order; those of a group were added to each other first"""
 
-    def rows(self, positions: Sequence[int], earlier: Stream | None = None, its_rows: Tensor | None = None) -> Tensor:
-        """[P, d]: some tokens of the stream.
+    def rows(
+        self,
+        positions: Sequence[int],
+        device: torch.device | str | None = None,
+        earlier: Stream | None = None,
+        its_rows: Tensor | None = None,
+    ) -> Tensor:
+        """[P, d]: some tokens of the stream, added up on a device, or where the last part is.
 
         earlier, its_rows: a stream that this one may go on from, and its rows, which then are not added up again.
         """
+        home = self._last.device if device is None else device
         n_known = None if earlier is None or its_rows is None else self._n_groups_of(earlier)
-        total = rows_of(self.start, positions) if its_rows is None or n_known is None else its_rows
+        total = (rows_of(self.start, positions) if its_rows is None or n_known is None else its_rows).to(home)
         for group in self.added[n_known or 0 :]:
-            part = rows_of(group[0], positions)
+            part = rows_of(group[0], positions).to(home)
             for more in group[1:]:
-                part = part + rows_of(more, positions)
-            total = total.to(part.device) + part
+                part = part + rows_of(more, positions).to(home)
+            total = total + part
         return total
+
+    @property
+    def _last(self) -> Tensor:
+        return self.added[-1][0] if self.added else self.start
 
     def _n_groups_of(self, earlier: Stream) -> int | None:
         """How many of the groups an earlier stream has, if it is one of the sums on the way to this one."""
@@ -103,7 +115,8 @@ Stream = Tensor | SummedStream
 
 @dataclass(frozen=True, eq=False)
 class BlockActivations:
-    """What one transformer block did to one prompt, in the model's dtype and on its device."""
+    """What one transformer block did to one prompt, in the model's dtype and on its device, or in the host's memory where the device is short:
+    what is read by way of the methods comes on `device`, the tensors themselves are where they are kept."""
 
     mid_stream: Stream
     """residual stream after attention; where attention and FFN run in parallel, what it would be if attention came first"""
@@ -124,29 +137,40 @@ class BlockActivations:
     """what the FFN's output passes before it is added"""
     parallel: bool = False
     """the FFN reads the stream before attention, not after it"""
+    home: torch.device | None = None
+    """where the layer's weights are, if the tensors are kept elsewhere"""
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are read to, and computed with."""
+        return self.attn_out.device if self.home is None else self.home
+
+    def pattern_at_hand(self) -> AttentionPattern:
+        """The pattern, for reading many rows: with all they have in common on `device`."""
+        return self.pattern.at_hand() if isinstance(self.pattern, RecomputedPattern) else self.pattern
 
     def mid(self, positions: Sequence[int]) -> Tensor:
         """[P, d]: the residual stream after attention at some tokens."""
-        return _stream_rows(self.mid_stream, positions)
+        return stream_rows(self.mid_stream, positions, self.device)
 
     def post(self, positions: Sequence[int]) -> Tensor:
         """[P, d]: the residual stream after the FFN at some tokens."""
-        return _stream_rows(self.post_stream, positions)
+        return stream_rows(self.post_stream, positions, self.device)
 
     def around_ffn(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """[P, d] each: `mid` and `post` at some tokens."""
         before = self.mid(positions)
-        return before, _stream_rows(self.post_stream, positions, self.mid_stream, before)
+        return before, stream_rows(self.post_stream, positions, self.device, self.mid_stream, before)
 
     @property
     def resid_mid(self) -> Tensor:
         """[T, d]: `mid` of all tokens."""
-        return self.mid_stream if isinstance(self.mid_stream, Tensor) else self.mid(range(len(self.attn_out)))
+        return self.mid_stream.to(self.device) if isinstance(self.mid_stream, Tensor) else self.mid(range(len(self.attn_out)))
 
     @property
     def resid_post(self) -> Tensor:
         """[T, d]: `post` of all tokens."""
-        return self.post_stream if isinstance(self.post_stream, Tensor) else self.post(range(len(self.attn_out)))
+        return self.post_stream.to(self.device) if isinstance(self.post_stream, Tensor) else self.post(range(len(self.attn_out)))
 
     def attention_sum(self, rows: Tensor, positions: Sequence[int], weight: Tensor, bias: Tensor | None) -> Tensor:
         """[P, d] float32: the sum of all attention parts and the bias at some tokens, which identity 1 compares with `attn_out`.
@@ -154,9 +178,9 @@ class BlockActivations:
         rows: [H, P, T] the tokens' attention; weight: [H, E, d] and bias: [d] of the output projection.
         """
         n_heads, n_groups = len(rows), len(self.values)
-        mixed = (rows.reshape(n_groups, -1, rows.shape[-1]) @ self.values.float()).view(n_heads, len(positions), -1)
+        mixed = (rows.reshape(n_groups, -1, rows.shape[-1]) @ self.values.to(self.device).float()).view(n_heads, len(positions), -1)
         if self.gate is not None:
-            mixed = mixed * self.gate[list(positions)].float().transpose(0, 1)
+            mixed = mixed * self.gate[list(positions)].to(self.device).float().transpose(0, 1)
         # Head by head: an einsum would copy the projection, and one product would be the model's own, bit by bit, which proves less.
         total = torch.bmm(mixed, weight).sum(0)
         if bias is not None:
@@ -185,8 +209,11 @@ def rows_of(tensor: Tensor, positions: Sequence[int]) -> Tensor:
     return tensor.index_select(0, torch.where(chosen < 0, chosen + len(tensor), chosen))
 
 
-def _stream_rows(stream: Stream, positions: Sequence[int], earlier: Stream | None = None, its_rows: Tensor | None = None) -> Tensor:
-    return rows_of(stream, positions) if isinstance(stream, Tensor) else stream.rows(positions, earlier, its_rows)
+def stream_rows(
+    stream: Stream, positions: Sequence[int], device: torch.device | str, earlier: Stream | None = None, its_rows: Tensor | None = None
+) -> Tensor:
+    """[P, d] of a residual stream, on a device; the others as for `SummedStream.rows`."""
+    return rows_of(stream, positions).to(device) if isinstance(stream, Tensor) else stream.rows(positions, device, earlier, its_rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,14 +265,15 @@ class Trace:
         """[P, d] what enters block `layer` at some tokens, on that block's device."""
         layer = self.layer(layer)
         before = rows_of(self.embedding, positions) if layer == 0 else self.blocks[layer - 1].post(positions)
-        return before.to(self.blocks[layer].attn_out.device)
+        return before.to(self.blocks[layer].device)
 
     def around_attention(self, layer: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """[P, d] each: `pre` of a block and its `mid` at some tokens, on that block's device."""
         layer = self.layer(layer)
         before = self.pre(layer, positions)
         earlier = self.embedding if layer == 0 else self.blocks[layer - 1].post_stream
-        return before, _stream_rows(self.blocks[layer].mid_stream, positions, earlier, before)
+        block = self.blocks[layer]
+        return before, stream_rows(block.mid_stream, positions, block.device, earlier, before)
 
     def ffn_input(self, layer: int, positions: Sequence[int] | None = None) -> Tensor:
         """[P, d] the residual stream that the FFN of block `layer` reads at some tokens, or at all of them."""
