@@ -1,4 +1,4 @@
-"""Contributions become the routes to one target (Ferrando & Voita 2024, section 2.3).
+"""Contributions become the routes to one target, or to several (Ferrando & Voita 2024, section 2.3).
 
 Start at the last node of the target position. At every node reached keep the incoming edges whose contribution exceeds a limit; an edge
 kept reaches its source. Only nodes that are reached are computed. Attention edges pass or fail head by head; what two tokens exchange through
@@ -54,7 +54,7 @@ def extract_routes(
         raise RequestError(f"Threshold {threshold} is not in [0, 1). Useful values are 0.01 to 0.1.")
     columns = _Columns(renormalize)
     carried = _follow(trace, [target], lambda flow: np.full(len(flow), threshold), columns, progress)
-    return columns.graph(trace, target, threshold, None, carried)
+    return columns.graph(trace, [target], threshold, None, carried)
 
 
 def extract_routes_to_span(
@@ -75,20 +75,38 @@ def extract_routes_to_span(
     Raises:
         RequestError: no targets, no such target, or the threshold is not in [0, 1).
     """
-    if not len(targets):
-        raise RequestError("The span has no targets. Name at least one position.")
-    roots = sorted({trace.position(target) for target in targets})
+    roots = _roots(trace, targets)
     if not 0 <= threshold < 1:
         raise RequestError(f"Threshold {threshold} is not in [0, 1). Useful values are 0.01 to 0.1.")
     columns = _Columns(renormalize)
     carried = _follow(trace, roots, lambda flow: np.full(len(flow), threshold), columns, progress)
-    graph = columns.graph(trace, roots[-1], threshold, None, carried)
-    return replace(graph, targets=tuple(roots)) if len(roots) > 1 else graph
+    return columns.graph(trace, roots, threshold, None, carried)
+
+
+def span(trace: Trace, first: int, last: int = -1) -> range:
+    """The positions from `first` to `last`, both included, for `extract_routes_to_span`; negative ones as in Python.
+
+    Raises:
+        RequestError: one of them does not exist, or the first comes after the last.
+    """
+    start, end = trace.position(first), trace.position(last)
+    if start > end:
+        raise RequestError(
+            f"The span would begin at token {start}, after its last token, {end}. Begin it at one of the tokens 0 to {end}, or end it later."
+        )
+    return range(start, end + 1)
+
+
+def _roots(trace: Trace, targets: Sequence[int]) -> list[int]:
+    """Positions in their order, each once."""
+    if not len(targets):
+        raise RequestError("The span has no targets. Name at least one position.")
+    return sorted({trace.position(target) for target in targets})
 
 
 def extract_routes_by_mass(
     trace: Trace,
-    target: int = -1,
+    target: int | Sequence[int] = -1,
     mass: float = 0.9,
     renormalize: bool = True,
     progress: Progress = silent,
@@ -106,7 +124,11 @@ def extract_routes_by_mass(
 
     Where whole nodes have no contribution at all their flow ends; if less than `mass` can arrive, t is 0 and every edge passes.
 
+    Several targets start with equal shares of flow 1, so that `mass` is of their mean. The graph is then not the union of those of each: what a
+    single target leaves out may carry enough for all of them together, and the other way round.
+
     Args:
+        target: a position, or several as the `targets` of `extract_routes_to_span`.
         mass: share of the flow, between 0 and 1.
         renormalize: divide the kept contributions of each node by their sum. Which edges are kept does not depend on it.
         progress: called once a layer of every attempt; may raise to cancel.
@@ -114,7 +136,7 @@ def extract_routes_by_mass(
     Raises:
         RequestError: no such target, or the mass is not between 0 and 1.
     """
-    target = trace.position(target)
+    roots = _roots(trace, target if isinstance(target, Sequence) else [target])
     if not 0 < mass < 1:
         raise RequestError(f"Mass {mass} is not between 0 and 1. Useful values are 0.8 to 0.95.")
     n_attempts = 0
@@ -124,7 +146,7 @@ def extract_routes_by_mass(
         n_attempts += 1
         # How many attempts it takes is not known before.
         done = 1 - 1 / n_attempts
-        return _follow(trace, [target], _flow_limit(threshold), columns, lambda stage, fraction: progress(stage, done))
+        return _follow(trace, roots, _flow_limit(threshold), columns, lambda stage, fraction: progress(stage, done))
 
     octave = 1
     while octave <= _OCTAVES and attempt(2.0**-octave) < mass:
@@ -142,7 +164,7 @@ def extract_routes_by_mass(
     columns = _Columns(renormalize=False)
     carried = attempt(threshold, columns)
     progress("Routes found", 1.0)
-    graph = _without_dead_ends(columns.graph(trace, target, threshold, mass, carried))
+    graph = _without_dead_ends(columns.graph(trace, roots, threshold, mass, carried))
     return _renormalized(graph) if renormalize else graph
 
 
@@ -307,14 +329,14 @@ class _Columns:
     def _add(self, layer: int, kind: Any, source: Any, destination: Any, weight: _Numbers, n_heads: Any) -> None:
         self.edges.append((kind, np.full(len(kind), layer), source, destination, weight, n_heads))
 
-    def graph(self, trace: Trace, target: int, threshold: float, mass: float | None, carried: float) -> FlowGraph:
+    def graph(self, trace: Trace, targets: list[int], threshold: float, mass: float | None, carried: float) -> FlowGraph:
         kind, layer, source, destination, weight, n_heads = (np.concatenate(column) for column in zip(*self.edges, strict=True))
         head, head_weight = (np.concatenate(column) for column in zip(*self.heads, strict=True))
         return FlowGraph(
             token_ids=trace.token_ids,
             token_texts=trace.token_texts,
             n_layers=trace.n_layers,
-            target=target,
+            target=targets[-1],
             threshold=threshold,
             renormalized=self.renormalize,
             kind=kind.astype(np.uint8),
@@ -327,4 +349,5 @@ class _Columns:
             head_weight=head_weight.astype(np.float32),
             mass=mass,
             carried=carried,
+            targets=tuple(targets) if len(targets) > 1 else (),
         )

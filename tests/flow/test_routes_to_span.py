@@ -11,7 +11,8 @@ from families import token_ids
 import llm_tt
 from llm_tt.errors import RequestError
 from llm_tt.flow import contributions
-from llm_tt.flow.graph import FlowGraph
+from llm_tt.flow.graph import EdgeKind, FlowGraph
+from llm_tt.flow.routes import span
 
 SPAN = (11, 17, 18, 23)
 
@@ -60,10 +61,62 @@ def test_a_span_of_one_is_the_graph_of_that_target(model: Callable) -> None:
     assert (one.target, one.targets, one.carried) == (7, (), other.carried)
 
 
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("extract", ["threshold", "mass"])
+def test_its_flow_is_that_of_single_walkers_from_all_targets(extract: str, renormalize: bool, model: Callable) -> None:
+    """Beside `propagate` a matrix product: one step of all nodes at once, with heads counted as they are passed."""
+    trace = model("llama").trace(token_ids(24))
+    if extract == "threshold":
+        graph = llm_tt.extract_routes_to_span(trace, SPAN, 0.03, renormalize)
+    else:
+        graph = llm_tt.extract_routes_by_mass(trace, SPAN, 0.9, renormalize)
+    names = sorted({end.name for edge in graph.edges() for end in edge.ends} | {root.name for root in graph.roots})
+    index = {name: number for number, name in enumerate(names)}
+    step = np.zeros((len(names), len(names)))
+    for edge in graph.edges():
+        source, destination = edge.ends
+        # What leaves an FFN block is all that entered it.
+        step[index[destination.name], index[source.name]] += 1.0 if edge.kind is EdgeKind.INTO_FFN else edge.weight
+    start = np.zeros(len(names))
+    start[[index[f"I{graph.n_layers - 1}_{target}"] for target in SPAN]] = 1 / len(SPAN)
+    # All that ever passes each node: the sum over paths of every length.
+    passing = np.linalg.solve((np.eye(len(names)) - step).T, start)
+    flow = llm_tt.propagate(graph)
+    np.testing.assert_allclose([flow.node(name) for name in names], passing, atol=1e-6)
+    by_head = np.zeros((graph.n_layers, trace.model.info.n_heads))
+    for edge in graph.edges():
+        for head, weight in edge.heads.items():
+            by_head[edge.layer, head] += passing[index[f"A{edge.layer}_{edge.destination}"]] * weight
+    np.testing.assert_allclose(flow.by_head(trace.model.info.n_heads), by_head, atol=1e-6)
+    assert by_head.sum() > 0.1
+
+
+def test_positions_from_first_to_last(model: Callable) -> None:
+    trace = model("gpt2").trace(token_ids(9))
+    assert (span(trace, 2, 5), span(trace, -3), span(trace, 4, 4)) == (range(2, 6), range(6, 9), range(4, 5))
+    with pytest.raises(RequestError, match=r"would begin at token 7, after its last token, 3\. Begin it at one of the tokens 0 to 3"):
+        span(trace, -2, 3)
+    with pytest.raises(RequestError, match="Position 9 does not exist: the prompt has 9 tokens"):
+        span(trace, 9)
+
+
+def test_networkx_knows_all_targets(model: Callable) -> None:
+    trace = model("llama").trace(token_ids(24))
+    network = llm_tt.extract_routes_to_span(trace, SPAN, 0.9).to_networkx()
+    assert network.graph["targets"] == list(SPAN)
+    last = trace.n_layers - 1
+    assert {f"I{last}_{target}" for target in SPAN} <= set(network), "though no edge leads to them"
+    assert "targets" not in llm_tt.extract_routes(trace).to_networkx().graph
+
+
 def test_what_is_no_span_is_refused(model: Callable) -> None:
     trace = model("gpt2").trace(token_ids(5))
     with pytest.raises(RequestError, match="no targets"):
         llm_tt.extract_routes_to_span(trace, [])
+    with pytest.raises(RequestError, match="no targets"):
+        llm_tt.extract_routes_by_mass(trace, [])
+    with pytest.raises(RequestError, match="Position 5 does not exist"):
+        llm_tt.extract_routes_by_mass(trace, (2, 5))
     with pytest.raises(RequestError, match="Position 5 does not exist"):
         llm_tt.extract_routes_to_span(trace, [2, 5])
     with pytest.raises(RequestError, match=r"Threshold 1\.5 is not in"):
