@@ -75,6 +75,7 @@ def frame(
         "n_layers": graph.n_layers,
         "tokens": list(graph.token_texts),
         "target": graph.target,
+        "targets": list(graph.targets) or None,
         "threshold": graph.threshold,
         "renormalized": graph.renormalized,
         "prediction": None if predictions is None else predictions.texts[0],
