@@ -396,7 +396,9 @@ def _routes(options: argparse.Namespace) -> int:
         best = predictions(trace, graph.target, 5)
         assert best.probabilities is not None
         if graph.targets:
-            print(f"What follows {files.named_targets(graph)} is explained at once; the flow is the mean over them. Of these the last:")
+            from llm_tt.flow.graph import named_targets
+
+            print(f"What follows {named_targets(graph)} is explained at once; the flow is the mean over them. Of these the last:")
         print(f"After {graph.token_texts[graph.target]!r} (token {graph.target}), {llm.info.name} predicts:")
         for text, probability in zip(best.texts, best.probabilities, strict=True):
             print(f"  {probability:6.3f}  {text!r}")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llm_tt.flow.graph import Edge, EdgeKind, FlowGraph, Node
+from llm_tt.flow.graph import Edge, EdgeKind, FlowGraph, Node, named_targets
 from llm_tt.flow.propagation import propagate
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import ModelInfo
@@ -245,16 +245,6 @@ def to_html(graph: FlowGraph, model: str) -> str:
     kept = f"at threshold {graph.threshold}" if graph.mass is None else f"that carry {graph.mass:.0%} of the flow"
     caption = f"{model}: routes to {named_targets(graph)} {kept}"
     return page.replace("<body>", f"<body><p style='font-family:sans-serif'>{html.escape(caption)}</p>", 1)
-
-
-def named_targets(graph: FlowGraph) -> str:
-    """What the routes lead to, in words: "token 9", "tokens 4 to 9", or "5 tokens from 2 to 9" where some between are none."""
-    targets = graph.all_targets
-    if len(targets) == 1:
-        return f"token {graph.target}"
-    if targets == tuple(range(targets[0], targets[-1] + 1)):
-        return f"tokens {targets[0]} to {targets[-1]}"
-    return f"{len(targets)} tokens from {targets[0]} to {targets[-1]}"
 
 
 def _height(node: Node) -> float:

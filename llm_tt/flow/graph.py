@@ -212,3 +212,13 @@ class FlowGraph:
             heads = {"heads": dict(edge.heads)} if edge.kind is EdgeKind.ATTENTION else {}
             graph.add_edge(add(source), add(destination), key=edge.kind.key, weight=edge.weight, **heads)
         return graph
+
+
+def named_targets(graph: FlowGraph) -> str:
+    """What the routes lead to, in words: "token 9", "tokens 4 to 9", or "5 tokens from 2 to 9" where some between are none."""
+    targets = graph.all_targets
+    if len(targets) == 1:
+        return f"token {graph.target}"
+    if targets == tuple(range(targets[0], targets[-1] + 1)):
+        return f"tokens {targets[0]} to {targets[-1]}"
+    return f"{len(targets)} tokens from {targets[0]} to {targets[-1]}"
