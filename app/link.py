@@ -74,8 +74,6 @@ class View:
     """ids of the tokens that the model has added to the prompt"""
     target: int | None = None
     """None: the last token"""
-    first: int | None = None
-    """of a span, all of whose tokens up to the target are explained at once; None: the target alone"""
     threshold: float = DEFAULT_THRESHOLD
     mass: float | None = None
     """takes the threshold's place"""
@@ -86,6 +84,8 @@ class View:
     contrast: str | None = None
     """... and not this one; both as the boxes hold them"""
     normalize: bool = True
+    first: int | None = None
+    """of a span, all of whose tokens up to the target are explained at once; None: the target alone"""
 
 
 def encode(view: View) -> dict[str, str]:

@@ -52,22 +52,23 @@ def show(
 
 
 def _several(graph: FlowGraph, explain: Callable[[int], None] | None) -> None:
-    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="several_targets"):
-        st.markdown(
-            f"The graph explains **what follows {named_targets(graph)}**, all at once. Below: the last of them.",
-            help="It is the union of the routes to each of them, and the flow their mean. Predictions, question, direct effects and other "
-            "methods are about one prediction, that after the last.",
+    text, button = st.columns([5, 3], gap="small", vertical_alignment="center") if explain is not None else (st.container(), None)
+    text.markdown(
+        f":small[The graph explains **what follows {named_targets(graph)}**, all at once. Below: the last of them.]",
+        help="It is the union of the routes to each of them, and the flow their mean. Predictions, question, direct effects and other "
+        "methods are about one prediction, that after the last.",
+    )
+    if button is not None:
+        button.button(
+            "Last only",
+            icon=":material/filter_1:",
+            key="explain_last",
+            type="tertiary",
+            width="stretch",
+            on_click=explain,
+            args=(graph.target,),
+            help="Let the graph explain the last of them only.",
         )
-        if explain is not None:
-            st.button(
-                "The last alone",
-                icon=":material/filter_1:",
-                key="explain_last",
-                type="tertiary",
-                on_click=explain,
-                args=(graph.target,),
-                help="Let the graph explain the last of them only.",
-            )
 
 
 def follows(following: TokenTable) -> str:
