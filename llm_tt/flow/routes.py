@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_tt.errors import RequestError
-from llm_tt.flow.contributions import AttentionRow, table_of
+from llm_tt.flow.contributions import AttentionRow, ContributionTable, table_of
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKind, FlowGraph
 from llm_tt.models.transparent_llm import Trace
 from llm_tt.progress import Progress, silent
@@ -25,6 +25,11 @@ _STEPS_PER_OCTAVE = 64
 """Flow thresholds that `extract_routes_by_mass` chooses from are 2 ** (-n / 64): neighbours are 1.1 % apart"""
 _OCTAVES = 48
 """Below 2 ** -48 of the flow everything is kept"""
+
+_KEPT_BYTES = 2**30
+"""Contributions of the targets' own columns that are kept for another threshold; of a longer span they are computed anew"""
+_PIECE_BYTES = 2**28
+"""Those of a layer that are there at a time where they are not kept"""
 
 _Numbers = npt.NDArray[np.float64]
 
@@ -226,7 +231,7 @@ def _follow(trace: Trace, targets: list[int], limit: Limit, columns: _Columns | 
 
     Flow is passed on in shares as they are, never renormalised.
     """
-    table = table_of(trace)
+    table, keep = table_of(trace), len(targets) * trace.n_layers * _row_bytes(trace) <= _KEPT_BYTES
     flow, is_reached = np.zeros(trace.n_tokens), np.zeros(trace.n_tokens, bool)
     flow[targets], is_reached[targets] = 1 / len(targets), True
     for layer in reversed(range(trace.n_layers)):
@@ -238,7 +243,7 @@ def _follow(trace: Trace, targets: list[int], limit: Limit, columns: _Columns | 
         if columns is not None:
             columns.add_ffn_nodes(layer, mid, shares)
         flow_mid = flow[mid] * shares.sum(1)
-        passed = _passed(table.attention(trace, layer, mid.tolist()), limit(flow_mid))
+        passed = _passed_into(table, trace, layer, mid, limit(flow_mid), keep)
         if columns is not None:
             columns.add_attention_nodes(layer, mid, passed)
         is_reached = np.zeros(trace.n_tokens, bool)
@@ -263,6 +268,26 @@ class _Passed:
     weight: _Numbers
     residual: _Numbers
     """[nodes]: 0 where it did not pass"""
+
+
+def _row_bytes(trace: Trace) -> int:
+    """Of the contributions to one attention node, at most."""
+    return 4 * trace.n_tokens * trace.model.info.n_heads
+
+
+def _passed_into(
+    table: ContributionTable, trace: Trace, layer: int, positions: npt.NDArray[np.intp], least: _Numbers, keep: bool
+) -> _Passed:
+    """`_passed` at these positions, in pieces where nothing is kept: all rows of a long span would fill the memory."""
+    size = len(positions) if keep else max(1, _PIECE_BYTES // _row_bytes(trace))
+    pieces = [
+        (start, _passed(table.attention(trace, layer, positions[start : start + size].tolist(), keep), least[start : start + size]))
+        for start in range(0, len(positions), max(1, size))
+    ]
+    if len(pieces) <= 1:
+        return pieces[0][1] if pieces else _passed([], least)
+    columns = {name: np.concatenate([getattr(piece, name) for _, piece in pieces]) for name in ("source", "head", "weight", "residual")}
+    return _Passed(node=np.concatenate([start + piece.node for start, piece in pieces]), **columns)
 
 
 def _passed(rows: list[AttentionRow], least: _Numbers) -> _Passed:

@@ -10,7 +10,7 @@ from families import token_ids
 
 import llm_tt
 from llm_tt.errors import RequestError
-from llm_tt.flow import contributions
+from llm_tt.flow import contributions, routes
 from llm_tt.flow.graph import EdgeKind, FlowGraph
 from llm_tt.flow.routes import span
 
@@ -52,6 +52,41 @@ def test_nodes_that_targets_share_are_computed_once(model: Callable, monkeypatch
     monkeypatch.setattr(contributions, "_attention_rows", observed)
     llm_tt.extract_routes_to_span(model("llama").trace(token_ids(24)), range(12, 24))
     assert len(computed) == len(set(computed)) > 12
+
+
+@pytest.mark.parametrize("by_mass", [False, True])
+def test_of_a_long_span_nothing_is_kept_and_all_is_the_same(by_mass: bool, model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, ids = model("llama"), token_ids(24)
+
+    def extract(trace: llm_tt.Trace) -> FlowGraph:
+        if by_mass:
+            return llm_tt.extract_routes_by_mass(trace, range(8, 24), 0.8)
+        return llm_tt.extract_routes_to_span(trace, range(8, 24), 0.02)
+
+    kept = llm.trace(ids)
+    expected = extract(kept)
+    assert contributions.table_of(kept).nbytes > 0
+    row = 4 * 24 * llm.info.n_heads
+    monkeypatch.setattr(routes, "_KEPT_BYTES", 15 * llm.info.n_layers * row)
+    monkeypatch.setattr(routes, "_PIECE_BYTES", 5 * row)
+    most: list[int] = []
+    original = contributions._attention_rows
+
+    def observed(trace: llm_tt.Trace, layer: int, positions: list[int]) -> list[contributions.AttentionRow]:
+        most.append(len(positions))
+        return original(trace, layer, positions)
+
+    monkeypatch.setattr(contributions, "_attention_rows", observed)
+    trace = llm.trace(ids)
+    found = extract(trace)
+    assert contributions.table_of(trace).nbytes == 0
+    assert max(most) == 5, "so many rows are there at a time"
+    assert list(edges(found)) == list(edges(expected)), "in the same order"
+    for edge, (weight, heads) in edges(found).items():
+        assert (weight, heads) == (pytest.approx(edges(expected)[edge][0], abs=1e-6), pytest.approx(edges(expected)[edge][1], abs=1e-6))
+    # Of one target fewer they are kept.
+    llm_tt.extract_routes_to_span(trace, range(9, 24), 0.02)
+    assert contributions.table_of(trace).nbytes > 0
 
 
 def test_a_span_of_one_is_the_graph_of_that_target(model: Callable) -> None:
