@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 from test_continuation_panel import PROMPT, came, expected, generate, llm, pills, start  # noqa: F401
+from test_evaluate_page import go
 from test_explore import DEMO, Start, answered, errors, frame
 from test_explore import start as start_app  # noqa: F401
 from test_links_and_files import Open, link_of, open_file, visit  # noqa: F401
@@ -144,6 +145,18 @@ def test_a_link_restores_it(visit: Open, llm: llm_tt.TransparentLlm) -> None:  #
     whole(at, False)
     assert targets(at) == [made.start + 2], "a link knows of no token before"
     assert link_of(at)["target"] == str(made.start + 2)
+
+
+def test_it_is_there_again_after_another_page(start: Start, llm: llm_tt.TransparentLlm) -> None:  # noqa: F811
+    at = whole(generate(start(DEMO), 4))
+    span = targets(at)
+    assert len(span) == 4
+    came(go(at, "evaluate"))
+    assert "whole_answer" not in [toggle.key for toggle in at.toggle]
+    came(go(at, ""))
+    assert targets(at) == span
+    assert at.toggle(key="whole_answer").value
+    assert pills(at).value is None
 
 
 def test_a_link_may_have_any_span_of_a_prompt(visit: Open) -> None:  # noqa: F811
