@@ -104,6 +104,16 @@ describe("an SVG", () => {
     expect(written([2])).toContain("<title>Information flow to token 2, cc</title>");
   });
 
+  it("names the last of many targets, and those that were looked for, where labels are too many", () => {
+    const tokens = Array.from({ length: 60 }, (_, position) => `token${position}`);
+    const targets = Array.from({ length: 58 }, (_, position) => position);
+    const scene = { ...sceneOf(makeGraph([], { tokens, targets, target: 57 })), matches: new Set([31]) };
+    const { text } = svgPicture(scene, NOTHING, measure);
+    const named = tokens.filter((token) => text.includes(`>${token}</text>`));
+    expect(named.length).toBeLessThan(40);
+    expect(named).toEqual(expect.arrayContaining(["token57", "token31"]));
+  });
+
   it("leaves out what the page hides", () => {
     const graph = makeGraph(EDGES);
     const write = (of: Graph) => svgPicture(sceneOf(of), NOTHING, measure).text;

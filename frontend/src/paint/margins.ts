@@ -58,10 +58,11 @@ export function paintTokenLabels(context: Pen, scene: Scene): void {
   const [first, last] = visibleColumns(transform, graph, plot);
   const pixels = transform.kx;
   const priority = (position: number) => {
-    if (graph.isTarget[position]) return 4;
-    if (position === scene.currentMatch) return 3;
-    if (scene.matches.has(position)) return 2;
-    return graph.isRouteColumn[position];
+    // What follows the last of several targets stands above it, and what was looked for is to be found among many.
+    if (position === graph.header.target) return 5;
+    if (position === scene.currentMatch) return 4;
+    if (scene.matches.has(position)) return 3;
+    return graph.isTarget[position] ? 2 : graph.isRouteColumn[position];
   };
   const measure = (text: string) => context.measureText(text).width;
   const y = plot.top + plot.height + labels.lane + LABEL_GAP;
