@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import kept, link
+from app import kept, link, span
 from app.link import Selected, View
 from app.markup import escaped
 from app.panels import continuation, graph, normalize, pruning, question, sidebar
@@ -36,6 +36,8 @@ class _Waiting:
     prompt: link.Prompt | None
     target: int | None
     selected: Selected | None
+    first: int | None = None
+    """of a span that ends with the target"""
 
 
 def open_link(service: Service) -> None:
@@ -58,7 +60,7 @@ def apply(service: Service, view: View, problems: tuple[str, ...] = ()) -> None:
     question.choose(view.token, view.contrast)
     kept.put(normalize.INSPECTOR, view.normalize)
     if view.target is not None or view.selected is not None or isinstance(view.prompt, tuple):
-        st.session_state.link_waiting = _Waiting(view.prompt, view.target, view.selected)
+        st.session_state.link_waiting = _Waiting(view.prompt, view.target, view.selected, view.first)
         # The same prompt may be there already, and then it is no new one.
         st.session_state.pop("trace", None)
     st.session_state.link_notes = tuple(notes)
@@ -77,17 +79,20 @@ def come_back(service: Service) -> None:
         apply(service, last)
 
 
-def take_position(trace: TraceKey) -> None:
-    """Target and selection of the link, when its prompt is the one to be run. Call it when a new prompt has made the page forget its own."""
+def take_position(trace: TraceKey) -> bool:
+    """Target and selection of the link, when its prompt is the one to be run. Call it when a new prompt has made the page forget its own.
+
+    Returns whether there was a link for this prompt."""
     waiting: _Waiting | None = st.session_state.get("link_waiting")
     if waiting is None or waiting.prompt not in (None, trace.prompt):
-        return
+        return False
     del st.session_state.link_waiting
     if waiting.target is not None:
-        st.session_state.target = waiting.target
+        span.choose(waiting.target if waiting.first is None else waiting.first, waiting.target)
     if waiting.selected is not None:
         graph.choose(waiting.selected.selection())
     st.session_state.link_unchecked = waiting
+    return True
 
 
 def check_position(conversation: Conversation[ExplainPrediction, Explanation], trace: TraceKey) -> None:
@@ -147,6 +152,7 @@ def view(choices: Choices) -> View:
         prompt=choices.prompt if choices.has_prompt else None,
         continuation=choices.continuation,
         target=st.session_state.get("target"),
+        first=span.first(),
         threshold=extent.threshold,
         mass=extent.mass,
         renormalize=extent.renormalize,

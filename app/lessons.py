@@ -9,7 +9,7 @@ import numpy as np
 
 from app.markup import probability, signed
 from llm_tt.engine.messages import Explanation
-from llm_tt.flow.graph import Edge, EdgeKind
+from llm_tt.flow.graph import Edge, EdgeKind, named_targets
 from llm_tt.flow.head_roles import HeadRoles
 from llm_tt.lens.direct_effects import DirectEffects
 from llm_tt.text import visible
@@ -209,8 +209,11 @@ def overview(explanation: Explanation) -> tuple[str, ...]:
         if sources[most] > 0
         else "No flow reaches a token: lower the threshold above the graph."
     )
+    leads = f"prediction {answer}, after {_code(graph.token_texts[graph.target])},"
+    if graph.targets:
+        leads = f"{len(graph.targets)} predictions after {named_targets(graph)}, all at once,"
     return (
-        f"The graph leads from the prediction {answer}, after {_code(graph.token_texts[graph.target])}, down to the tokens it was made from: "
+        f"The graph leads from the {leads} down to the tokens {'they were' if graph.targets else 'it was'} made from: "
         f"**{graph.n_edges}** edges here. {ends}",
         "Blue curves are attention, grey lines what a token kept, green squares FFN blocks; wider is more. Click any of them to look into it.",
     )

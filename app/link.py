@@ -84,6 +84,8 @@ class View:
     contrast: str | None = None
     """... and not this one; both as the boxes hold them"""
     normalize: bool = True
+    first: int | None = None
+    """of a span, all of whose tokens up to the target are explained at once; None: the target alone"""
 
 
 def encode(view: View) -> dict[str, str]:
@@ -98,7 +100,7 @@ def encode(view: View) -> dict[str, str]:
     if view.continuation:
         result["continue"] = ".".join(map(str, view.continuation))
     if view.target is not None:
-        result["target"] = str(view.target)
+        result["target"] = str(view.target) if view.first is None else f"{view.first}-{view.target}"
     if view.mass is not None:
         result["mass"] = repr(view.mass)
     elif view.threshold != DEFAULT_THRESHOLD:
@@ -216,13 +218,15 @@ def decode(parameters: Mapping[str, str]) -> tuple[View, tuple[str, ...]]:
         reading.refuse(f'The link is of version "{_short(version)}", this page reads version {VERSION}; parts of the view may be missing.')
     # Thresholds of the library; the page's own bounds are its business.
     threshold, mass = reading.number("threshold", 0, 1), reading.number("mass", 0, 1)
+    first, target = _read_target(reading)
     view = View(
         model=reading.name("model"),
         device=reading.name("device") or "auto",
         dtype=reading.name("dtype") or "auto",
         prompt=_read_prompt(reading),
         continuation=_read_continuation(reading),
-        target=_read_target(reading),
+        target=target,
+        first=first,
         threshold=DEFAULT_THRESHOLD if threshold is None or mass is not None else threshold,
         mass=mass,
         renormalize=reading.switch("renormalize"),
@@ -291,14 +295,20 @@ def _read_continuation(reading: _Reading) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
 
 
-def _read_target(reading: _Reading) -> int | None:
+def _read_target(reading: _Reading) -> tuple[int | None, int | None]:
+    """Where a span begins, if it is one, and the target: `14-17` or `17`."""
     text = reading.parameters.get("target")
     if text is None:
-        return None
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        reading.refuse(f'The link\'s target "{_short(text)}" is not the number of a token; the last token is explained.')
-        return None
-    return int(text)
+        return None, None
+    found = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})", text, re.ASCII)
+    if found is None:
+        what = "is not the number of a token"
+    elif found[1] is not None and int(found[1]) >= int(found[2]):
+        what = "does not rise, as 14-17 does"
+    else:
+        return None if found[1] is None else int(found[1]), int(found[2])
+    reading.refuse(f'The link\'s target "{_short(text)}" {what}; the last token is explained.')
+    return None, None
 
 
 def _read_selected(reading: _Reading) -> Selected | None:

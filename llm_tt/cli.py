@@ -76,7 +76,10 @@ def _parser() -> argparse.ArgumentParser:
 
     routes = commands.add_parser("routes", help="the information-flow routes to one prediction")
     _add_prompt(routes)
-    routes.add_argument("--target", type=int, default=-1, help="position of the token whose prediction is explained (default -1, the last)")
+    routes.add_argument("--target", type=int, help="position of the token whose prediction is explained (default -1, the last)")
+    several = routes.add_mutually_exclusive_group()
+    several.add_argument("--span", metavar="FIRST", type=int, help="explain all positions from this one to the target at once")
+    several.add_argument("--answer", action="store_true", help="with --generate: explain all tokens of the answer at once")
     kept = routes.add_mutually_exclusive_group()
     kept.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="keep edges above this (default %(default)s)")
     kept.add_argument("--mass", type=float, help="keep the smallest graph that carries this share of the flow, for example 0.9")
@@ -352,16 +355,20 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _routes(options: argparse.Namespace) -> int:
+    if options.answer and options.generate is None:
+        raise RequestError("--answer is about what the model generates. Add --generate N, or name positions with --span and --target.")
+    if options.answer and options.target is not None:
+        raise RequestError(f"--answer ends with the answer, so that --target {options.target} cannot be its end. Use --span with --target.")
     trace = _trace(options)
     llm = trace.model
     from llm_tt.export import files
-    from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
+    from llm_tt.flow.routes import extract_routes_by_mass, extract_routes_to_span
 
-    renormalize = not options.no_renormalize
+    targets, renormalize = _targets(options, trace), not options.no_renormalize
     if options.mass is None:
-        graph = extract_routes(trace, options.target, options.threshold, renormalize)
+        graph = extract_routes_to_span(trace, targets, options.threshold, renormalize)
     else:
-        graph = extract_routes_by_mass(trace, options.target, options.mass, renormalize)
+        graph = extract_routes_by_mass(trace, targets, options.mass, renormalize)
     if options.json:
         from llm_tt.lens.vocabulary import predictions
 
@@ -388,6 +395,10 @@ def _routes(options: argparse.Namespace) -> int:
 
         best = predictions(trace, graph.target, 5)
         assert best.probabilities is not None
+        if graph.targets:
+            from llm_tt.flow.graph import named_targets
+
+            print(f"What follows {named_targets(graph)} is explained at once; the flow is the mean over them. Of these the last:")
         print(f"After {graph.token_texts[graph.target]!r} (token {graph.target}), {llm.info.name} predicts:")
         for text, probability in zip(best.texts, best.probabilities, strict=True):
             print(f"  {probability:6.3f}  {text!r}")
@@ -396,6 +407,16 @@ def _routes(options: argparse.Namespace) -> int:
         print()
         print(_as_text(graph))
     return 0
+
+
+def _targets(options: argparse.Namespace, trace: Trace) -> range:
+    """The positions whose predictions are explained: of an answer those before each of its tokens."""
+    from llm_tt.flow.routes import span
+
+    if options.answer:
+        return span(trace, -trace.prompt.n_generated - 1, -2)
+    target = -1 if options.target is None else options.target
+    return span(trace, target if options.span is None else options.span, target)
 
 
 def _sources(graph: FlowGraph) -> str:

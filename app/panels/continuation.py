@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from app import session
+from app import session, span
 from app.link import Selected
 from app.markup import escaped, probability
 from app.session import Continuing, ContinuingConversation, Service
@@ -15,7 +15,7 @@ from llm_tt.errors import LlmTtError
 from llm_tt.models.continuation import Continuation
 from llm_tt.text import ChatMessage, visible
 
-TOKENS = "continued_tokens"
+TOKENS, WHOLE = "continued_tokens", "whole_answer"
 _GREEDY, _SAMPLED = "Greedy", "Sampled"
 _POLL_SECONDS = 0.25
 _MOST_TOKENS = 1000
@@ -38,8 +38,8 @@ def show(service: Service, model: ModelKey | None, prompt: str | tuple[ChatMessa
     _join(state)
     answer = conversation.answer
     if answer is not None and answer is not state.seen:
+        _keep_target(answer, state.seen)
         state.seen = answer
-        _keep_target(answer)
     with st.expander("Continuation", icon=":material/text_select_move_forward_character:", key="continuation"):
         _controls(service, key)
         if conversation.phase == "working":
@@ -227,12 +227,22 @@ def _watch(service: Service, conversation: ContinuingConversation) -> None:
 def _tokens(answer: Continuation) -> None:
     """What came, to choose from: the target is then the token before, which predicted it."""
     target = st.session_state.get("target")
-    index = None if target is None else int(target) + 1 - answer.start
+    index = None if target is None or span.first() is not None else int(target) + 1 - answer.start
     st.session_state[TOKENS] = index if index is not None and 0 <= index < len(answer) else None
 
     def label(index: int) -> str:
         return f"{escaped(visible(answer.token_texts[index]))} :small[{probability(answer.probabilities[index])}]"
 
+    if len(answer) > 1:
+        st.session_state[WHOLE] = span.is_on(*_targets(answer))
+        st.toggle(
+            "Whole answer",
+            key=WHOLE,
+            on_change=_explain_whole,
+            args=(answer,),
+            help="Explain all tokens of the answer at once: the graph is then the union of the routes to each of them, and the flow their mean. "
+            "Choose a token below, or in the graph, to explain it alone.",
+        )
     with st.container(height=_HEIGHT if len(answer) > _MANY else "content", border=False):
         st.pills(
             "Why this token?",
@@ -260,11 +270,30 @@ def stopped(answer: Continuation) -> str:
 def _explain(answer: Continuation) -> None:
     index = st.session_state.get(TOKENS)
     if index is not None:
-        st.session_state.target = answer.start + int(index) - 1
+        span.explain(answer.start + int(index) - 1)
 
 
-def _keep_target(answer: Continuation) -> None:
-    """What was explained stays explained, though the last token is another one now."""
+def _targets(answer: Continuation) -> tuple[int, int]:
+    """The first and the last position that predicted a token of the answer."""
+    return answer.start - 1, answer.start + len(answer) - 2
+
+
+def _explain_whole(answer: Continuation) -> None:
+    if st.session_state.get(WHOLE):
+        span.choose(*_targets(answer))
+        return
+    span.end()
+    if st.session_state.get("target", -1) >= answer.start + len(answer):
+        # The answer was longer when that token was chosen.
+        span.explain(answer.start - 1)
+
+
+def _keep_target(answer: Continuation, last: Continuation | None) -> None:
+    """What was explained stays explained, though the last token is another one now: of the whole answer all of what it is now."""
+    if last is not None and span.is_on(*_targets(last)):
+        span.choose(*_targets(answer))
+        _keep_selection(answer.start + len(answer))
+        return
     target = st.session_state.get("target")
     if answer.stop is not None and (target is None or target >= answer.start + len(answer)):
         st.session_state.target = answer.start - 1

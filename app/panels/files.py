@@ -11,6 +11,7 @@ from app import address, link
 from app.link import View
 from llm_tt.engine.messages import Explanation
 from llm_tt.export import files
+from llm_tt.flow.graph import FlowGraph
 from llm_tt.lens.direct_effects import DirectEffects
 
 _NAME_LENGTH = 32
@@ -31,7 +32,7 @@ def show(explanation: Explanation, view: View, effects: DirectEffects | None) ->
 
 
 def _share(view: View) -> None:
-    st.markdown("**Link to this view**: model, prompt, target, threshold, selection and question.")
+    st.markdown("**Link to this view**: model, prompt and continuation, target or span, threshold, selection and question.")
     st.code(address.url(view), language=None, wrap_lines=True)
     if not link.fits(view.prompt):
         st.warning(
@@ -98,12 +99,16 @@ def _file(label: str, make: Callable[[], str], file_name: str, mime: str, what: 
 
 
 def file_stem(explanation: Explanation) -> str:
-    """Model, how the prompt begins, target: `demo_When-Mary-and-John_token14`. Safe on every file system."""
+    """Model, how the prompt begins, target: `demo_When-Mary-and-John_token14`, or `tokens14-20` for a span. Safe on every file system."""
     prompt = explanation.trace.prompt
     text = prompt if isinstance(prompt, str) else next((turn.content for turn in prompt if turn.role == "user"), "")
     model = re.split(r"[\\/]", explanation.facts.info.name.rstrip("\\/"))[-1]
-    parts = [_safe(model), _safe(text), f"token{explanation.graph.target}"]
+    parts = [_safe(model), _safe(text), _targets(explanation.graph)]
     return "_".join(part for part in parts if part)
+
+
+def _targets(graph: FlowGraph) -> str:
+    return f"tokens{graph.targets[0]}-{graph.target}" if graph.targets else f"token{graph.target}"
 
 
 def _safe(text: str) -> str:

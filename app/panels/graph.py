@@ -8,6 +8,7 @@ from typing import Any
 
 import streamlit as st
 
+from app import span
 from app.panels import heads_map
 from llm_tt.components.graph import flow_graph
 from llm_tt.components.graph.frame import pack
@@ -54,6 +55,7 @@ def choose(selection: Mapping[str, Any] | None, key: str = KEY) -> None:
 def forget_position() -> None:
     """Back to the last token and to no selection, as for a new prompt."""
     st.session_state.pop("target", None)
+    span.forget()
     st.session_state.pop("selection", None)
     heads_map.forget()
 
@@ -75,6 +77,7 @@ def frame(
         "n_layers": graph.n_layers,
         "tokens": list(graph.token_texts),
         "target": graph.target,
+        "targets": list(graph.targets) or None,
         "threshold": graph.threshold,
         "renormalized": graph.renormalized,
         "prediction": None if predictions is None else predictions.texts[0],
@@ -104,7 +107,7 @@ def _take_selection() -> None:
 def _take_target() -> None:
     target = _component_state().get("target")
     if target is not None:
-        st.session_state.target = int(target)
+        span.explain(int(target))
 
 
 def _component_state() -> Mapping[str, Any]:

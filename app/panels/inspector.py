@@ -14,7 +14,7 @@ from app.panels import question as asking
 from app.session import Service
 from llm_tt.engine.messages import EdgeReport, Explanation, InspectEdge, InspectNode, NodeReport
 from llm_tt.errors import LlmTtError, RequestError
-from llm_tt.flow.graph import Edge, FlowGraph, Node
+from llm_tt.flow.graph import Edge, FlowGraph, Node, named_targets
 from llm_tt.lens.direct_effects import DirectEffects
 
 _TABS = {"X": ("Tokens",), "A": ("Tokens", "Heads"), "M": ("Tokens", "Neurons"), "I": ("Tokens", "Neurons")}
@@ -54,10 +54,13 @@ def show(service: Service, explanation: Explanation, selection: Mapping[str, Any
 
 def _how_to_read(explanation: Explanation) -> None:
     graph, best = explanation.graph, token_tables.code(explanation.predictions.texts[0])
+    leads = f"the prediction `{best}` to the tokens it was"
+    if graph.targets:
+        leads = f"all predictions after {named_targets(graph)} to the tokens they were"
     st.markdown(
         "**How to read the graph**\n\n"
         "- Columns are tokens, rows are layers, from the embeddings at the bottom to the prediction at the top.\n"
-        f"- The routes lead down from the prediction `{best}` to the tokens it was made from.\n"
+        f"- The routes lead down from {leads} made from.\n"
         "- **Blue** curves carry what attention heads brought from other tokens, **grey** lines what a token kept, "
         "**green** squares are FFN blocks that wrote something. Wider is more.\n"
         "- **Click a node** to see what it says in words, **an edge** to see its heads, **a triangle** above a column to explain "

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 import streamlit as st
 
 from app.markup import probability
 from app.panels import csv_file
 from llm_tt.export import files
-from llm_tt.flow.graph import FlowGraph
+from llm_tt.flow.graph import FlowGraph, named_targets
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.text import visible
 
 
-def show(graph: FlowGraph, predictions: TokenTable, following: TokenTable | None = None) -> None:
-    """following: the token that comes next in the text, where there is one."""
+def show(
+    graph: FlowGraph, predictions: TokenTable, following: TokenTable | None = None, explain: Callable[[int], None] | None = None
+) -> None:
+    """Where the graph has several targets, that these are the predictions of the last.
+
+    Args:
+        following: the token that comes next in the text, where there is one.
+        explain: makes one of several targets the only one, in a callback.
+    """
+    if graph.targets:
+        _several(graph, explain)
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", gap="small", key="predictions_head"):
         after = f":blue-background[`{_code(graph.token_texts[graph.target])}`]"
         st.markdown(f"**After** {after} (token {graph.target}) **the model predicts**")
@@ -38,6 +49,26 @@ def show(graph: FlowGraph, predictions: TokenTable, following: TokenTable | None
     )
     if following is not None:
         st.markdown(follows(following), help="The next token of the prompt or of its continuation, as the model predicted it here.")
+
+
+def _several(graph: FlowGraph, explain: Callable[[int], None] | None) -> None:
+    text, button = st.columns([5, 3], gap="small", vertical_alignment="center") if explain is not None else (st.container(), None)
+    text.markdown(
+        f":small[The graph explains **what follows {named_targets(graph)}**, all at once. Below: the last of them.]",
+        help="It is the union of the routes to each of them, and the flow their mean. Predictions, question, direct effects and other "
+        "methods are about one prediction, that after the last.",
+    )
+    if button is not None:
+        button.button(
+            "Last only",
+            icon=":material/filter_1:",
+            key="explain_last",
+            type="tertiary",
+            width="stretch",
+            on_click=explain,
+            args=(graph.target,),
+            help="Let the graph explain the last of them only.",
+        )
 
 
 def follows(following: TokenTable) -> str:

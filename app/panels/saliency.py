@@ -22,7 +22,7 @@ from app.panels import question as asking
 from app.session import Conversation, Service
 from llm_tt.analysis.saliency_report import METHODS, NAMES, QUICK, UNSIGNED, Method, MethodScores, Saliency, Unit
 from llm_tt.engine.messages import Explanation, SaliencyOf
-from llm_tt.flow.graph import DEFAULT_THRESHOLD
+from llm_tt.flow.graph import DEFAULT_THRESHOLD, named_targets
 
 _ORANGE = "213, 94, 0"
 """Okabe-Ito vermilion: what speaks against"""
@@ -62,6 +62,11 @@ def show(service: Service, explanation: Explanation) -> None:
     if not service.engine.is_loaded(explanation.trace.model):
         st.info("This model is no longer in memory. Run the prompt again to ask other methods.", icon=":material/memory:")
         return
+    if explanation.graph.targets:
+        st.caption(
+            f"These methods explain one prediction: of {named_targets(explanation.graph)}, which the graph explains at once, that after the "
+            "last. The routes among them are those to it alone."
+        )
     every = _controls(explanation)
     quick = replace(every, methods=QUICK)
     is_asked_for = st.session_state.get(_ASKED_FOR) == every

@@ -166,6 +166,7 @@ def _head(service: Service, shown: Opened, run: Callable[[Service, View], None])
                 model=saved.model,
                 prompt=saved.question,
                 target=shown.graph.target,
+                first=shown.graph.targets[0] if _is_span(shown.graph) else None,
                 threshold=View().threshold if shown.graph.mass is not None else shown.graph.threshold,
                 mass=shown.graph.mass,
                 renormalize=shown.graph.renormalized,
@@ -177,9 +178,20 @@ def _head(service: Service, shown: Opened, run: Callable[[Service, View], None])
                 type="primary",
                 on_click=_run,
                 args=(service, view, run),
-                help="Leave the file and explain its prompt anew, with its target and threshold.",
+                help="Leave the file and explain its prompt anew, with its target and threshold."
+                + (
+                    ""
+                    if _is_span(shown.graph) or not shown.graph.targets
+                    else " Of its targets, which do not follow one another, the last."
+                ),
             )
         st.button("Close", icon=":material/close:", key="close_saved", on_click=close, help="Back to the prompt in the sidebar.")
+
+
+def _is_span(graph: FlowGraph) -> bool:
+    """Whether there are several targets, and they follow one another."""
+    targets = graph.targets
+    return bool(targets) and len(targets) == targets[-1] - targets[0] + 1
 
 
 def _run(service: Service, view: View, run: Callable[[Service, View], None]) -> None:
@@ -193,7 +205,7 @@ def _take_selection() -> None:
 
 def _refuse_target() -> None:
     if (st.session_state.get(KEY) or {}).get("target") is not None:
-        st.toast("Another target needs the model: a saved graph holds the routes to one token.", icon=":material/info:")
+        st.toast("Another target needs the model: a saved graph holds the routes that were saved.", icon=":material/info:")
 
 
 def _selected(shown: Opened, selection: Mapping[str, Any] | None) -> None:

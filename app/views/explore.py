@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import address, rest, session, timing
+from app import address, rest, session, span, timing
 from app.panels import (
     adding,
     chat,
@@ -71,7 +71,9 @@ def show(service: Service) -> None:
     st.session_state.trace = trace
     if last is None or replace(last, continuation=trace.continuation) != trace:
         graph.forget_position()
-        address.take_position(trace)
+        if address.take_position(trace) and trace.continuation:
+            # The continuation was drawn before it could know which of its tokens are explained.
+            st.rerun()
     conversation = session.conversation()
     was_chat = session.has_chat_template(service, choices.model)
     conversation.ask(service.engine, _question(trace))
@@ -118,7 +120,7 @@ def show(service: Service) -> None:
     with side:
         tour.show(service, explanation)
         with part("predictions and question"):
-            predictions.show(explanation.graph, explanation.predictions, explanation.following)
+            predictions.show(explanation.graph, explanation.predictions, explanation.following, span.explain)
             asking.show(service, explanation)
         with part("inspector"):
             _inspector(service, explanation)
@@ -135,7 +137,8 @@ def show(service: Service) -> None:
 
 def _question(trace: TraceKey) -> ExplainPrediction:
     extent = pruning.EXPLORE.chosen()
-    return ExplainPrediction(trace, st.session_state.get("target", -1), extent.threshold, extent.renormalize, mass=extent.mass)
+    first, target = span.first(), st.session_state.get("target", -1)
+    return ExplainPrediction(trace, target, extent.threshold, extent.renormalize, mass=extent.mass, first=first)
 
 
 def _state(conversation: ExplainConversation) -> tuple[Any, ...]:

@@ -25,6 +25,8 @@ export interface FrameHeader {
   n_layers: number;
   tokens: string[];
   target: number;
+  /** All positions that the routes lead to, rising; the last is `target`. */
+  targets: readonly number[];
   threshold: number;
   renormalized: boolean;
   prediction: string | null;
@@ -149,6 +151,7 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
     n_layers,
     tokens,
     target,
+    targets,
     threshold,
     renormalized,
     prediction,
@@ -166,6 +169,10 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
     throw badHeader("tokens", "a list of at least one string");
   }
   if (!isCount(target) || target >= tokens.length) throw badHeader("target", `a position below ${tokens.length}`);
+  const several = targets ?? [target];
+  if (!isRising(several, tokens.length) || several.at(-1) !== target) {
+    throw badHeader("targets", `a list of rising positions that ends with ${target}`);
+  }
   if (typeof threshold !== "number") throw badHeader("threshold", "a number");
   const given: unknown[] | null = Array.isArray(roles) ? roles : null;
   if (roles !== undefined && roles !== null && !(given?.length === tokens.length && given.every(isRoleOrNull))) {
@@ -181,6 +188,7 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
     n_layers,
     tokens,
     target,
+    targets: several,
     threshold,
     renormalized: renormalized === true,
     prediction: typeof prediction === "string" ? prediction : null,
@@ -192,6 +200,12 @@ function checkHeader(raw: Record<string, unknown>): FrameHeader {
     roles: given as (Role | null)[] | null,
     compared: sides,
   };
+}
+
+/** Whole numbers below `end`, each larger than the one before. */
+function isRising(value: unknown, end: number): value is number[] {
+  if (!Array.isArray(value) || !value.every(isCount)) return false;
+  return value.every((number, index) => number < (value.at(index + 1) ?? end));
 }
 
 function isRoleOrNull(value: unknown): value is Role | null {

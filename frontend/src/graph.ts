@@ -24,11 +24,14 @@ export interface Graph {
   to: Uint32Array;
   /** Edge indices, strongest first. */
   byWeight: Uint32Array;
-  /** Ids of the nodes that an edge reaches, and the target's last node. */
+  /** Ids of the nodes that an edge reaches, and the targets' last nodes. */
   routeNodes: Uint32Array;
   isRouteNode: Uint8Array;
   isRouteColumn: Uint8Array;
+  /** The last node of the target, or of the last of several. */
   targetNode: number;
+  /** Of each token, whether the routes lead to it. */
+  isTarget: Uint8Array;
   /** Direct effects of FFN blocks, by the id of their node. */
   ffnEffects: ReadonlyMap<number, number>;
   /** The end of the scale of effects: the largest size among attention and FFN edges, which add something new to the stream; of changes, that of
@@ -48,9 +51,11 @@ export function buildGraph({ header, arrays }: Frame): Graph {
   const to = new Uint32Array(nEdges);
   const isRouteNode = new Uint8Array(nTokens * slotCount(nLayers));
   const isRouteColumn = new Uint8Array(nTokens);
-  const targetNode = nodeId({ kind: "I", layer: nLayers - 1, position: header.target }, nLayers);
-  isRouteNode[targetNode] = 1;
-  isRouteColumn[header.target] = 1;
+  const isTarget = new Uint8Array(nTokens);
+  const lastNode = (position: number) => nodeId({ kind: "I", layer: nLayers - 1, position }, nLayers);
+  for (const position of header.targets) {
+    isRouteNode[lastNode(position)] = isRouteColumn[position] = isTarget[position] = 1;
+  }
   for (let edge = 0; edge < nEdges; edge++) {
     const [source, destination] = endpoints(arrays, edge);
     from[edge] = nodeId(source, nLayers);
@@ -85,12 +90,18 @@ export function buildGraph({ header, arrays }: Frame): Graph {
     routeNodes: Uint32Array.from(routeNodes),
     isRouteNode,
     isRouteColumn,
-    targetNode,
+    targetNode: lastNode(header.target),
+    isTarget,
     ffnEffects,
     largestEffect,
     highlighted: highlightedEdges(header, arrays, byWeight),
     nHidden: null,
   };
+}
+
+/** Whether making this token the target would change anything: of several targets each can be had alone. */
+export function isOtherTarget({ header: { target, targets } }: Graph, position: number): boolean {
+  return targets.length > 1 || position !== target;
 }
 
 /** The same graph with nothing drawn that leaves or reaches the first token's column; no number changes. */

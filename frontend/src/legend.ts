@@ -2,6 +2,7 @@
 
 import type { Compared } from "./frame";
 import type { Graph } from "./graph";
+import { describeTargets } from "./names";
 import { SPEAKERS, type Speaker } from "./roles";
 import type { Coloring } from "./scale";
 import type { EdgeKey } from "./selection";
@@ -55,7 +56,7 @@ export function legendItems(graph: Graph, coloring: Coloring): LegendItem[] {
     const colors = isShaded ? changeItems(compared, graph.largestEffect) : KINDS;
     return [...colors, onlyItem(compared), LARGER, ...roleItems(graph)];
   }
-  return [...(isShaded ? effectItems(of, graph.largestEffect) : KINDS), WEIGHTS, ...roleItems(graph)];
+  return [...(isShaded ? effectItems(of, graph) : KINDS), WEIGHTS, ...roleItems(graph)];
 }
 
 function changeItems({ first, second }: Compared, largest: number): LegendItem[] {
@@ -80,7 +81,7 @@ function onlyItem({ first, second }: Compared): LegendItem {
 
 const LARGER: LegendItem = { ...WEIGHTS, meaning: `${WEIGHTS.meaning}; of two the larger one` };
 
-function effectItems(of: string, largest: number): LegendItem[] {
+function effectItems(of: string, { header: { targets }, largestEffect: largest }: Graph): LegendItem[] {
   return [
     {
       mark: "scale",
@@ -95,7 +96,10 @@ function effectItems(of: string, largest: number): LegendItem[] {
       mark: "neutral",
       label: "no direct effect",
       meaning:
-        "Only what is written to the target's own column has a direct effect on its logits; other edges reach them through later attention.",
+        targets.length > 1
+          ? "The question is about the last target. Only what is written to its own column has a direct effect on its logits; other edges reach " +
+            "them through later attention."
+          : "Only what is written to the target's own column has a direct effect on its logits; other edges reach them through later attention.",
     },
   ];
 }
@@ -118,7 +122,7 @@ function roleItems({ header: { roles } }: Graph): LegendItem[] {
 
 /** How much of the graph is there, and how much of that is drawn. */
 export function legendCount(
-  { header: { threshold, mass }, nEdges, nHidden }: Graph,
+  { header: { threshold, mass, targets }, nEdges, nHidden }: Graph,
   nStrongest: number | null,
 ): string {
   const edges = `${nEdges.toLocaleString("en")} ${nEdges === 1 ? "edge" : "edges"}`;
@@ -127,7 +131,7 @@ export function legendCount(
       ? `${edges} above ${Number(threshold.toPrecision(FIGURES))}`
       : `${edges} ${nEdges === 1 ? "carries" : "carry"} ${Number((100 * mass).toPrecision(FIGURES))} % of the flow`;
   return [
-    count,
+    targets.length > 1 ? `${describeTargets(targets)}: ${count}` : count,
     ...(nHidden === null ? [] : [`edges of the first token hidden: ${nHidden.toLocaleString("en")}`]),
     ...(nStrongest === null ? [] : [`${nStrongest.toLocaleString("en")} strongest drawn`]),
   ].join(", ");

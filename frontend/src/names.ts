@@ -87,3 +87,11 @@ export function describeSelection(selection: Selection, tokens: readonly string[
   const node = parseNodeName(selection.node);
   return node === null ? selection.node : describeNode(node, tokens);
 }
+
+/** What routes lead to, in words: token 9, tokens 4 to 9, or 5 tokens from 2 to 9 where some between are none. */
+export function describeTargets(targets: readonly number[]): string {
+  const [first, last] = [targets[0], targets[targets.length - 1]];
+  if (targets.length === 1) return `token ${first}`;
+  const some = targets.length === last - first + 1 ? "tokens" : `${targets.length.toLocaleString("en")} tokens from`;
+  return `${some} ${first} to ${last}`;
+}

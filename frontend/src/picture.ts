@@ -6,6 +6,7 @@ import { rowCount } from "./layout";
 import { paintBase } from "./paint/base";
 import { paintLegend, placeLegend } from "./paint/legend";
 import { paintOverlay, type Attention } from "./paint/overlay";
+import { describeTargets } from "./names";
 import type { Pen } from "./paint/pen";
 import type { Scene } from "./paint/scene";
 import { SvgPen } from "./paint/svg";
@@ -49,11 +50,12 @@ export function pictureScene(scene: Scene, scope: Scope): Scene {
   return { ...still, width, height, plot, transform, labels: { ...labels, mode } };
 }
 
-/** A file name from what the graph is about: letters and digits of its tokens, and the target. */
-export function pictureName(tokens: readonly string[], target: number, format: Format): string {
+/** A file name from what the graph is about: letters and digits of its tokens, and the target, or the first and the last of several. */
+export function pictureName(tokens: readonly string[], targets: readonly number[], format: Format): string {
   const words = Array.from(tokens.join(""), (char) => (/[\p{L}\p{M}\p{N}]/u.test(char) ? char : "-")).join("");
   const short = Array.from(words.replace(/-+/g, "-").replace(/^-/, "")).slice(0, NAME_LENGTH).join("");
-  return `${["llm-tt", short.replace(/-$/, ""), String(target)].filter((part) => part !== "").join("-")}.${format}`;
+  const ends = targets.length > 1 ? [targets[0], targets[targets.length - 1]] : targets;
+  return `${["llm-tt", short.replace(/-$/, ""), ...ends.map(String)].filter((part) => part !== "").join("-")}.${format}`;
 }
 
 export function svgPicture(
@@ -64,8 +66,8 @@ export function svgPicture(
   const pen = new SvgPen(measure);
   const height = heightWithLegend(new SvgPen(measure), scene);
   paintPicture(pen, scene, attention, height);
-  const { tokens, target } = scene.graph.header;
-  const title = `Information flow to token ${target}, ${visibleText(tokens[target])}`;
+  const { tokens, target, targets } = scene.graph.header;
+  const title = `Information flow to ${describeTargets(targets)}${targets.length > 1 ? "" : `, ${visibleText(tokens[target])}`}`;
   return { text: pen.document(scene.width, height, title), width: scene.width, height };
 }
 

@@ -181,8 +181,8 @@ export class Stage {
     const shown = this.scene();
     if (shown === null) return null;
     const scene = pictureScene(shown, scope);
-    const { tokens, target } = scene.graph.header;
-    const name = pictureName(tokens, target, format);
+    const { tokens, targets } = scene.graph.header;
+    const name = pictureName(tokens, targets, format);
     const canvas = document.createElement("canvas");
     if (format === "svg") {
       const context = canvas.getContext("2d");

@@ -16,13 +16,15 @@ export function makeFrame(edges: readonly Edge[], header: Partial<FrameHeader> =
   const heads = edges.map((edge) => Object.entries(edge[5] ?? {}));
   const starts = [0];
   for (const list of heads) starts.push((starts.at(-1) ?? 0) + list.length);
+  const target = header.target ?? 2;
   return {
     header: {
       version: 1,
       trace: "t",
       n_layers: 2,
       tokens: ["a", " b", "c"],
-      target: 2,
+      target,
+      targets: [target],
       threshold: 0.04,
       renormalized: true,
       prediction: null,

@@ -14,6 +14,7 @@ describe("the golden frame that Python wrote", () => {
       n_layers: 2,
       tokens: ["<bos>", " Mary", "Mary", "\n", "שלום", "👩‍👩‍👧", "<0xE2>", "<b>&amp;"],
       target: 2,
+      targets: [2],
       threshold: 0.04,
       renormalized: true,
       prediction: " gave",
@@ -69,6 +70,12 @@ describe("bytes that are no frame", () => {
     head_weight: empty("f4"),
   };
 
+  it("is not what a frame with several targets is", () => {
+    const several = { ...header, tokens: ["a", "b", "c"], target: 2, targets: [0, 2], arrays };
+    expect(decodeFrame(encode(several, new Uint8Array(8))).header.targets).toEqual([0, 2]);
+    expect(decodeFrame(encode({ ...several, targets: null }, new Uint8Array(8))).header.targets).toEqual([2]);
+  });
+
   it.each([
     ["no bytes", new Uint8Array(), /0 bytes do not start with LTT1/],
     ["other bytes", new Uint8Array(40), /do not start with LTT1/],
@@ -77,6 +84,10 @@ describe("bytes that are no frame", () => {
     ["a later version", encode({ version: 2 }), /format version 2; the page knows version 1\. Rebuild/],
     ["a header without tokens", encode({ ...header, tokens: [] }), /"tokens" is not a list of at least one string/],
     ["a target beyond the tokens", encode({ ...header, target: 1 }), /"target" is not a position below 1/],
+    ["several targets beyond the tokens", encode({ ...header, targets: [0, 1] }), /"targets" is not a list of rising/],
+    ["no targets", encode({ ...header, targets: [] }), /"targets" is not a list of rising positions that ends with 0/],
+    ["targets out of order", encode({ ...header, tokens: ["a", "b"], targets: [1, 0] }), /"targets" is not a list/],
+    ["targets without the target", encode({ ...header, tokens: ["a", "b"], targets: [0, 1] }), /that ends with 0/],
     ["no arrays", encode(header), /array "kind" is missing/],
     [
       "an array of another type",

@@ -1,6 +1,15 @@
 import { describe, expect, it } from "vitest";
 
-import { edgeHeads, edgeSelection, findEdge, incomingEdges, isShown, outgoingEdges, withoutFirst } from "../src/graph";
+import {
+  edgeHeads,
+  edgeSelection,
+  findEdge,
+  incomingEdges,
+  isOtherTarget,
+  isShown,
+  outgoingEdges,
+  withoutFirst,
+} from "../src/graph";
 import { nodeFromId, nodeId, nodeName, parseNodeName, slotCount } from "../src/names";
 import { makeGraph, type Edge } from "./example";
 
@@ -59,6 +68,22 @@ describe("routes", () => {
     const names = [...graph.routeNodes].map((node) => nodeName(nodeFromId(node, graph.nLayers)));
     expect(names.sort()).toEqual(["A0_2", "A1_2", "I0_2", "I1_2", "M1_2", "X0_0", "X0_2"]);
     expect([...graph.isRouteColumn]).toEqual([1, 0, 1]);
+  });
+
+  it("hold the last nodes of all targets, whether or not an edge leads to them", () => {
+    const several = makeGraph(EDGES, { targets: [1, 2] });
+    const names = [...several.routeNodes].map((node) => nodeName(nodeFromId(node, several.nLayers)));
+    expect(names.sort()).toEqual(["A0_2", "A1_2", "I0_2", "I1_1", "I1_2", "M1_2", "X0_0", "X0_2"]);
+    expect([...several.isRouteColumn]).toEqual([1, 1, 1]);
+    expect([...several.isTarget]).toEqual([0, 1, 1]);
+    expect(several.targetNode).toBe(id("I1_2"));
+  });
+
+  it("lead to a target that can be had alone where there are several", () => {
+    const isOther = (targets: number[]) =>
+      [0, 1, 2].map((position) => isOtherTarget(makeGraph(EDGES, { targets }), position));
+    expect(isOther([2])).toEqual([true, true, false]);
+    expect(isOther([1, 2])).toEqual([true, true, true]);
   });
 
   it("of an empty graph are the target alone", () => {

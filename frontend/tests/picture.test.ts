@@ -87,6 +87,33 @@ describe("an SVG", () => {
     }
   });
 
+  it("marks several targets alike: a tinted column, a full triangle and a bold label each", () => {
+    const written = (targets: number[]) => svg(EDGES, { targets, tokens: ["aa", "bb", "cc"] });
+    const bold = (text: string) =>
+      [...text.matchAll(/font-weight="700"[^>]*>([a-c]+)<\/text>/g)].map((found) => found[1]);
+    const tinted = (text: string) => count(text, 'fill-opacity="0.06"');
+    expect([bold(written([2])), tinted(written([2]))]).toEqual([["cc"], 1]);
+    expect([bold(written([1, 2])), tinted(written([1, 2]))]).toEqual([["bb", "cc"], 2]);
+    const triangles = (text: string, fill: string) =>
+      [...text.matchAll(/<path d="((?:M[^MZ]*L[^MZ]*L[^MZ]*Z)+)"([^>]*)/g)]
+        .filter((found) => found[2].includes('fill="none"') === (fill === "none"))
+        .map((found) => count(found[1], "Z"));
+    expect([triangles(written([2]), "full"), triangles(written([2]), "none")]).toEqual([[1], [2]]);
+    expect([triangles(written([1, 2]), "full"), triangles(written([1, 2]), "none")]).toEqual([[2], [1]]);
+    expect(written([1, 2])).toContain("<title>Information flow to tokens 1 to 2</title>");
+    expect(written([2])).toContain("<title>Information flow to token 2, cc</title>");
+  });
+
+  it("names the last of many targets, and those that were looked for, where labels are too many", () => {
+    const tokens = Array.from({ length: 60 }, (_, position) => `token${position}`);
+    const targets = Array.from({ length: 58 }, (_, position) => position);
+    const scene = { ...sceneOf(makeGraph([], { tokens, targets, target: 57 })), matches: new Set([31]) };
+    const { text } = svgPicture(scene, NOTHING, measure);
+    const named = tokens.filter((token) => text.includes(`>${token}</text>`));
+    expect(named.length).toBeLessThan(40);
+    expect(named).toEqual(expect.arrayContaining(["token57", "token31"]));
+  });
+
   it("leaves out what the page hides", () => {
     const graph = makeGraph(EDGES);
     const write = (of: Graph) => svgPicture(sceneOf(of), NOTHING, measure).text;
@@ -153,9 +180,12 @@ describe("the size of a picture", () => {
   });
 
   it("goes with a name that any file system takes", () => {
-    expect(pictureName(["<bos>", "When", " Mary", "/..\\", "שלום"], 4, "svg")).toBe("llm-tt-bos-When-Mary-שלום-4.svg");
-    expect(pictureName(["\n", "<"], 0, "png")).toBe("llm-tt-0.png");
-    expect(Array.from(pictureName(["\u{20000}".repeat(90)], 1, "png"))).toHaveLength("llm-tt--1.png".length + 48);
+    expect(pictureName(["<bos>", "When", " Mary", "/..\\", "שלום"], [4], "svg")).toBe(
+      "llm-tt-bos-When-Mary-שלום-4.svg",
+    );
+    expect(pictureName(["\n", "<"], [0], "png")).toBe("llm-tt-0.png");
+    expect(pictureName(["a", "b", "c", "d"], [1, 2, 3], "png")).toBe("llm-tt-abcd-1-3.png");
+    expect(Array.from(pictureName(["\u{20000}".repeat(90)], [1], "png"))).toHaveLength("llm-tt--1.png".length + 48);
   });
 });
 

@@ -68,5 +68,7 @@ describe("the legend", () => {
       "2 edges above 0.04, edges of the first token hidden: 1, 1 strongest drawn",
     );
     expect(legendCount(makeGraph([EDGE], { mass: 0.9 }), null)).toBe("1 edge carries 90 % of the flow");
+    expect(legendCount(makeGraph([EDGE], { targets: [1, 2] }), null)).toBe("tokens 1 to 2: 1 edge above 0.04");
+    expect(legendCount(makeGraph([EDGE], { targets: [0, 2] }), null)).toBe("2 tokens from 0 to 2: 1 edge above 0.04");
   });
 });

@@ -513,15 +513,16 @@ class LocalEngine:
         traced = self._traced(question.trace, progress)
 
         from llm_tt.flow.propagation import propagate
-        from llm_tt.flow.routes import extract_routes, extract_routes_by_mass
+        from llm_tt.flow.routes import extract_routes_by_mass, extract_routes_to_span, span
         from llm_tt.lens.vocabulary import following_token, predictions
 
         started = time.monotonic()
         following = within(progress, _TRACING, 1.0)
+        targets = span(traced.trace, question.target if question.first is None else question.first, question.target)
         if question.mass is None:
-            graph = extract_routes(traced.trace, question.target, question.threshold, question.renormalize, following)
+            graph = extract_routes_to_span(traced.trace, targets, question.threshold, question.renormalize, following)
         else:
-            graph = extract_routes_by_mass(traced.trace, question.target, question.mass, question.renormalize, following)
+            graph = extract_routes_by_mass(traced.trace, targets, question.mass, question.renormalize, following)
         routed = time.monotonic()
         flow = propagate(graph)
         propagated = time.monotonic()

@@ -64,7 +64,7 @@ class LoadModel:
 
 @dataclass(frozen=True)
 class ExplainPrediction:
-    """Routes to one target, with what the model predicts there. `target` may be negative, as in Python."""
+    """Routes to one target or to a span, with what the model predicts at the target. Positions may be negative, as in Python."""
 
     trace: TraceKey
     target: int = -1
@@ -73,6 +73,8 @@ class ExplainPrediction:
     n_predictions: int = 10
     mass: float | None = None
     """keep the smallest graph that carries this share of the flow; `threshold` then does nothing"""
+    first: int | None = None
+    """explain every position from this one to the target at once, as those that predicted an answer; None: the target alone"""
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llm_tt.flow.graph import Edge, EdgeKind, FlowGraph, Node
+from llm_tt.flow.graph import Edge, EdgeKind, FlowGraph, Node, named_targets
 from llm_tt.flow.propagation import propagate
 from llm_tt.lens.token_table import TokenTable
 from llm_tt.models.info import ModelInfo
 from llm_tt.text import ChatMessage, Prompt, visible
 
 JSON_FORMAT = "llm-tt-graph"
-JSON_VERSION = 1
+JSON_VERSION = 2
+_VERSION_OF_ONE_TARGET = 1
+"""Written where nothing of a later version is needed: an older llm-tt opens it"""
 
 FACTS = ("family", "n_params", "n_heads", "n_kv_heads", "d_model", "d_vocab", "dtype", "device", "adapter")
 """Of a model's facts, those that a file keeps"""
@@ -77,13 +79,14 @@ def to_dict(
             token |= {"offset": None if offset is None else list(offset), "role": role}
     return {
         "format": JSON_FORMAT,
-        "version": JSON_VERSION,
+        "version": JSON_VERSION if graph.targets else _VERSION_OF_ONE_TARGET,
         "model": model,
         **({} if prompt is None else {"text": prompt.text}),
         **({} if conversation is None else {"messages": [{"role": turn.role, "content": turn.content} for turn in conversation]}),
         "tokens": tokens,
         "n_layers": graph.n_layers,
         "target": graph.target,
+        **({"targets": list(graph.targets)} if graph.targets else {}),
         "threshold": graph.threshold,
         "renormalized": graph.renormalized,
         **({} if graph.mass is None else {"mass": graph.mass}),
@@ -140,9 +143,9 @@ def edges_csv(graph: FlowGraph, effects: npt.NDArray[np.floating[Any]] | None = 
 
 
 def nodes_csv(graph: FlowGraph) -> str:
-    """One line a node that a route passes, from the target's last node down, with the flow that reaches it."""
+    """One line a node that a route passes, from the targets' last nodes down, with the flow that reaches it."""
     flow = propagate(graph)
-    nodes = [graph.root, *(end for edge in graph.edges() for end in reversed(edge.ends))]
+    nodes = [*graph.roots[::-1], *(end for edge in graph.edges() for end in reversed(edge.ends))]
     rows = [
         [node.name, node.kind, node.layer, node.position, graph.token_texts[node.position], flow.node(node.name)]
         for node in dict.fromkeys(nodes)
@@ -171,7 +174,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def to_graphml(graph: FlowGraph, model: str) -> str:
-    """GraphML, whose attributes are numbers and text: an edge's heads are JSON text."""
+    """GraphML, whose attributes are numbers and text: an edge's heads and several targets are JSON text."""
     import networkx as nx
 
     source = graph.to_networkx()
@@ -184,6 +187,8 @@ def to_graphml(graph: FlowGraph, model: str) -> str:
     )
     if graph.mass is not None:
         result.graph["mass"] = graph.mass
+    if graph.targets:
+        result.graph["targets"] = json.dumps(graph.targets)
     for name, attributes in source.nodes(data=True):
         result.add_node(name, **{**attributes, "text": _xml_text(attributes["text"])})
     for tail, head, key, attributes in source.edges(keys=True, data=True):
@@ -209,7 +214,7 @@ def to_html(graph: FlowGraph, model: str) -> str:
         # Not escaped: it is drawn on a canvas, and pyvis keeps `<` out of the page's script.
         text = visible(attributes["text"])
         # pyvis puts the name where the label is empty.
-        label = text if node.kind == "X" or node == graph.root else " "
+        label = text if node.kind == "X" or node in graph.roots else " "
         network.add_node(
             name,
             label=label,
@@ -238,7 +243,7 @@ def to_html(graph: FlowGraph, model: str) -> str:
     # pyvis links a style sheet and its scripts from elsewhere even when told to be self-contained.
     page = _EXTERNAL.sub("", network.generate_html())
     kept = f"at threshold {graph.threshold}" if graph.mass is None else f"that carry {graph.mass:.0%} of the flow"
-    caption = f"{model}: routes to token {graph.target} {kept}"
+    caption = f"{model}: routes to {named_targets(graph)} {kept}"
     return page.replace("<body>", f"<body><p style='font-family:sans-serif'>{html.escape(caption)}</p>", 1)
 
 

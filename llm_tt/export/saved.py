@@ -75,7 +75,7 @@ def from_json(text: str | bytes) -> SavedGraph:
         raise GraphFileError(f'The file is not a graph of llm-tt: it does not say "format": "{JSON_FORMAT}".')
     version: Any = content.get("version")
     if not _is_int(version) or version < 1:
-        raise GraphFileError(f'"version" is {_shown(version)}. Expected {JSON_VERSION}.')
+        raise GraphFileError(f'"version" is {_shown(version)}. Expected 1 or {JSON_VERSION}.')
     if version > JSON_VERSION:
         raise GraphFileError(
             f"The file was written by a newer llm-tt (version {version} of the format; this one reads {JSON_VERSION}). Update llm-tt to open it."
@@ -123,6 +123,7 @@ def _saved(content: dict[str, Any]) -> SavedGraph:
         head_weight=np.array([weight for edge in edges for weight in edge.heads.values()], np.float32),
         mass=_number(content, "mass", 0, 1) if content.get("mass") is not None else None,
         carried=_number(content, "carried", 0, 1 + _TOLERANCE) if content.get("carried") is not None else None,
+        targets=_targets(content),
     )
     _check_flow(graph)
     return SavedGraph(
@@ -133,6 +134,17 @@ def _saved(content: dict[str, Any]) -> SavedGraph:
         predictions=_predictions(content),
         facts=_facts(content),
     )
+
+
+def _targets(content: dict[str, Any]) -> tuple[int, ...]:
+    if content.get("targets") is None:
+        return ()
+    targets, last = _list(content, "targets"), content["target"]
+    if not (len(targets) > 1 and all(map(_is_int, targets)) and targets[0] >= 0 and targets[-1] == last):
+        raise GraphFileError(f'"targets" is {_shown(targets)}. Expected two or more positions, the last of them the target, {last}.')
+    if any(after <= before for before, after in pairwise(targets)):
+        raise GraphFileError(f'"targets" is {_shown(targets)}. Expected rising positions.')
+    return tuple(targets)
 
 
 def _edge(edge: Any, where: str, n_layers: int, n_tokens: int) -> Edge:
@@ -164,14 +176,14 @@ def _edge(edge: Any, where: str, n_layers: int, n_tokens: int) -> Edge:
 
 
 def _check_flow(graph: FlowGraph) -> None:
-    """Every edge leads to the target by others that come before it: flow is handed down in that order."""
-    reached = {graph.root}
+    """Every edge leads to a target by others that come before it: flow is handed down in that order."""
+    reached = set(graph.roots)
+    roots = graph.root.name if len(reached) == 1 else f"one of {graph.roots[0].name} to {graph.root.name}"
+    whose = "the target's node" if len(reached) == 1 else "the targets' nodes"
     for index, edge in enumerate(graph.edges()):
         source, destination = edge.ends
         if destination not in reached:
-            raise GraphFileError(
-                f'"edges[{index}]" leads to {destination.name}, from where no edge before it leads to {graph.root.name}, the target\'s node.'
-            )
+            raise GraphFileError(f'"edges[{index}]" leads to {destination.name}, from where no edge before it leads to {roots}, {whose}.')
         reached.add(source)
     layers = graph.layer.tolist()
     for index, (above, below) in enumerate(pairwise(layers), 1):

@@ -1,4 +1,4 @@
-"""The information-flow graph of one target, as columns of edges; and as a networkx graph. How edges are chosen is `llm_tt.flow.routes`.
+"""The information-flow graph of one target or of several, as columns of edges; and as a networkx graph. How edges are chosen is `llm_tt.flow.routes`.
 
 Node names follow LM-TT (Tufanov et al. 2024): `X0_t` token embedding, `A{l}_{t}` residual stream after attention of layer l, `M{l}_{t}` FFN block,
 `I{l}_{t}` residual stream after the FFN.
@@ -120,7 +120,7 @@ def kind_of_edge(source: Node, destination: Node, key: str) -> EdgeKind | None:
 
 @dataclass(frozen=True, eq=False)
 class FlowGraph:
-    """Routes to one target. One element a column for each of E edges, from the last layer down; weights are contributions, 0 to 1."""
+    """Routes to one target, or to several. One element a column for each of E edges, from the last layer down; weights are contributions, 0 to 1."""
 
     token_ids: tuple[int, ...]
     token_texts: tuple[str, ...]
@@ -153,9 +153,19 @@ class FlowGraph:
         return len(self.weight)
 
     @property
+    def all_targets(self) -> tuple[int, ...]:
+        """`targets`, or the single one."""
+        return self.targets or (self.target,)
+
+    @property
     def root(self) -> Node:
         """The node that routes lead to: the residual stream after the last layer, at the target."""
         return Node("I", self.n_layers - 1, self.target)
+
+    @property
+    def roots(self) -> tuple[Node, ...]:
+        """The same at each of several targets."""
+        return tuple(Node("I", self.n_layers - 1, target) for target in self.all_targets)
 
     def edges(self) -> Iterator[Edge]:
         for index in range(self.n_edges):
@@ -172,7 +182,8 @@ class FlowGraph:
     def to_networkx(self) -> nx.MultiDiGraph:
         """Edges carry `weight`, and attention edges `heads` {head: contribution}; their key is "attention", "residual" or "ffn".
 
-        Nodes carry `kind`, `layer`, `position` and the token's `text`; the graph target, threshold, renormalized and, if it has one, mass.
+        Nodes carry `kind`, `layer`, `position` and the token's `text`; the graph target, threshold, renormalized
+        and, if it has them, mass and targets.
         """
         # Slow to import, and a page that shows a graph needs none of it.
         import networkx as nx
@@ -186,15 +197,28 @@ class FlowGraph:
         )
         if self.mass is not None:
             graph.graph["mass"] = self.mass
+        if self.targets:
+            graph.graph["targets"] = list(self.targets)
 
         def add(node: Node) -> str:
             attributes: dict[str, Any] = {"kind": node.kind, "layer": node.layer, "position": node.position}
             graph.add_node(node.name, **attributes, text=self.token_texts[node.position])
             return node.name
 
-        add(self.root)
+        for root in self.roots:
+            add(root)
         for edge in self.edges():
             source, destination = edge.ends
             heads = {"heads": dict(edge.heads)} if edge.kind is EdgeKind.ATTENTION else {}
             graph.add_edge(add(source), add(destination), key=edge.kind.key, weight=edge.weight, **heads)
         return graph
+
+
+def named_targets(graph: FlowGraph) -> str:
+    """What the routes lead to, in words: "token 9", "tokens 4 to 9", or "5 tokens from 2 to 9" where some between are none."""
+    targets = graph.all_targets
+    if len(targets) == 1:
+        return f"token {graph.target}"
+    if targets == tuple(range(targets[0], targets[-1] + 1)):
+        return f"tokens {targets[0]} to {targets[-1]}"
+    return f"{len(targets)} tokens from {targets[0]} to {targets[-1]}"

@@ -1,7 +1,7 @@
-"""Where the flow of a graph's routes goes: 1 starts at the target's last node and is handed down the kept edges. Reads the graph alone.
+"""Where the flow of a graph's routes goes: 1 starts at the target's last node, in equal shares at those of several. Reads the graph alone.
 
-A node hands its flow down in proportion to the contributions of its incoming edges: all of it where the graph is renormalised, and else the
-shares as they are, so that what the dropped edges would carry ends at the node. An FFN block hands on all that it gets. What reaches the
+A node hands its flow down the kept edges into it in proportion to their contributions: all of it where the graph is renormalised, and else
+the shares as they are, so that what the dropped edges would carry ends at the node. An FFN block hands on all that it gets. What reaches the
 token embeddings is how much of the routes ends in each token of the prompt.
 """
 
@@ -86,7 +86,7 @@ def propagate(graph: FlowGraph) -> Flow:
     mid, post, ffn = (np.zeros((n_layers, n_tokens)) for _ in range(3))
     dropped_mid, dropped_post = np.zeros_like(mid), np.zeros_like(post)
     arriving = np.zeros(n_tokens)
-    roots = list(graph.targets or (graph.target,))
+    roots = list(graph.all_targets)
     arriving[roots] = 1 / len(roots)
     # Edges come from the last layer down.
     bounds = np.searchsorted(-graph.layer.astype(np.int64), np.arange(-n_layers + 1, 2))

@@ -1,4 +1,4 @@
-"""Contributions become the routes to one target (Ferrando & Voita 2024, section 2.3).
+"""Contributions become the routes to one target, or to several (Ferrando & Voita 2024, section 2.3).
 
 Start at the last node of the target position. At every node reached keep the incoming edges whose contribution exceeds a limit; an edge
 kept reaches its source. Only nodes that are reached are computed. Attention edges pass or fail head by head; what two tokens exchange through
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_tt.errors import RequestError
-from llm_tt.flow.contributions import AttentionRow, table_of
+from llm_tt.flow.contributions import AttentionRow, ContributionTable, table_of
 from llm_tt.flow.graph import DEFAULT_THRESHOLD, EdgeKind, FlowGraph
 from llm_tt.models.transparent_llm import Trace
 from llm_tt.progress import Progress, silent
@@ -25,6 +25,11 @@ _STEPS_PER_OCTAVE = 64
 """Flow thresholds that `extract_routes_by_mass` chooses from are 2 ** (-n / 64): neighbours are 1.1 % apart"""
 _OCTAVES = 48
 """Below 2 ** -48 of the flow everything is kept"""
+
+_KEPT_BYTES = 2**30
+"""Contributions of the targets' own columns that are kept for another threshold; of a longer span they are computed anew"""
+_PIECE_BYTES = 2**28
+"""Those of a layer that are there at a time where they are not kept"""
 
 _Numbers = npt.NDArray[np.float64]
 
@@ -54,7 +59,7 @@ def extract_routes(
         raise RequestError(f"Threshold {threshold} is not in [0, 1). Useful values are 0.01 to 0.1.")
     columns = _Columns(renormalize)
     carried = _follow(trace, [target], lambda flow: np.full(len(flow), threshold), columns, progress)
-    return columns.graph(trace, target, threshold, None, carried)
+    return columns.graph(trace, [target], threshold, None, carried)
 
 
 def extract_routes_to_span(
@@ -75,20 +80,38 @@ def extract_routes_to_span(
     Raises:
         RequestError: no targets, no such target, or the threshold is not in [0, 1).
     """
-    if not len(targets):
-        raise RequestError("The span has no targets. Name at least one position.")
-    roots = sorted({trace.position(target) for target in targets})
+    roots = _roots(trace, targets)
     if not 0 <= threshold < 1:
         raise RequestError(f"Threshold {threshold} is not in [0, 1). Useful values are 0.01 to 0.1.")
     columns = _Columns(renormalize)
     carried = _follow(trace, roots, lambda flow: np.full(len(flow), threshold), columns, progress)
-    graph = columns.graph(trace, roots[-1], threshold, None, carried)
-    return replace(graph, targets=tuple(roots)) if len(roots) > 1 else graph
+    return columns.graph(trace, roots, threshold, None, carried)
+
+
+def span(trace: Trace, first: int, last: int = -1) -> range:
+    """The positions from `first` to `last`, both included, for `extract_routes_to_span`; negative ones as in Python.
+
+    Raises:
+        RequestError: one of them does not exist, or the first comes after the last.
+    """
+    start, end = trace.position(first), trace.position(last)
+    if start > end:
+        raise RequestError(
+            f"The span would begin at token {start}, after its last token, {end}. Begin it at one of the tokens 0 to {end}, or end it later."
+        )
+    return range(start, end + 1)
+
+
+def _roots(trace: Trace, targets: Sequence[int]) -> list[int]:
+    """Positions in their order, each once."""
+    if not len(targets):
+        raise RequestError("The span has no targets. Name at least one position.")
+    return sorted({trace.position(target) for target in targets})
 
 
 def extract_routes_by_mass(
     trace: Trace,
-    target: int = -1,
+    target: int | Sequence[int] = -1,
     mass: float = 0.9,
     renormalize: bool = True,
     progress: Progress = silent,
@@ -106,7 +129,11 @@ def extract_routes_by_mass(
 
     Where whole nodes have no contribution at all their flow ends; if less than `mass` can arrive, t is 0 and every edge passes.
 
+    Several targets start with equal shares of flow 1, so that `mass` is of their mean. The graph is then not the union of those of each: what a
+    single target leaves out may carry enough for all of them together, and the other way round.
+
     Args:
+        target: a position, or several as the `targets` of `extract_routes_to_span`.
         mass: share of the flow, between 0 and 1.
         renormalize: divide the kept contributions of each node by their sum. Which edges are kept does not depend on it.
         progress: called once a layer of every attempt; may raise to cancel.
@@ -114,7 +141,7 @@ def extract_routes_by_mass(
     Raises:
         RequestError: no such target, or the mass is not between 0 and 1.
     """
-    target = trace.position(target)
+    roots = _roots(trace, target if isinstance(target, Sequence) else [target])
     if not 0 < mass < 1:
         raise RequestError(f"Mass {mass} is not between 0 and 1. Useful values are 0.8 to 0.95.")
     n_attempts = 0
@@ -124,7 +151,7 @@ def extract_routes_by_mass(
         n_attempts += 1
         # How many attempts it takes is not known before.
         done = 1 - 1 / n_attempts
-        return _follow(trace, [target], _flow_limit(threshold), columns, lambda stage, fraction: progress(stage, done))
+        return _follow(trace, roots, _flow_limit(threshold), columns, lambda stage, fraction: progress(stage, done))
 
     octave = 1
     while octave <= _OCTAVES and attempt(2.0**-octave) < mass:
@@ -142,7 +169,7 @@ def extract_routes_by_mass(
     columns = _Columns(renormalize=False)
     carried = attempt(threshold, columns)
     progress("Routes found", 1.0)
-    graph = _without_dead_ends(columns.graph(trace, target, threshold, mass, carried))
+    graph = _without_dead_ends(columns.graph(trace, roots, threshold, mass, carried))
     return _renormalized(graph) if renormalize else graph
 
 
@@ -204,7 +231,7 @@ def _follow(trace: Trace, targets: list[int], limit: Limit, columns: _Columns | 
 
     Flow is passed on in shares as they are, never renormalised.
     """
-    table = table_of(trace)
+    table, keep = table_of(trace), len(targets) * trace.n_layers * _row_bytes(trace) <= _KEPT_BYTES
     flow, is_reached = np.zeros(trace.n_tokens), np.zeros(trace.n_tokens, bool)
     flow[targets], is_reached[targets] = 1 / len(targets), True
     for layer in reversed(range(trace.n_layers)):
@@ -216,7 +243,7 @@ def _follow(trace: Trace, targets: list[int], limit: Limit, columns: _Columns | 
         if columns is not None:
             columns.add_ffn_nodes(layer, mid, shares)
         flow_mid = flow[mid] * shares.sum(1)
-        passed = _passed(table.attention(trace, layer, mid.tolist()), limit(flow_mid))
+        passed = _passed_into(table, trace, layer, mid, limit(flow_mid), keep)
         if columns is not None:
             columns.add_attention_nodes(layer, mid, passed)
         is_reached = np.zeros(trace.n_tokens, bool)
@@ -241,6 +268,26 @@ class _Passed:
     weight: _Numbers
     residual: _Numbers
     """[nodes]: 0 where it did not pass"""
+
+
+def _row_bytes(trace: Trace) -> int:
+    """Of the contributions to one attention node, at most."""
+    return 4 * trace.n_tokens * trace.model.info.n_heads
+
+
+def _passed_into(
+    table: ContributionTable, trace: Trace, layer: int, positions: npt.NDArray[np.intp], least: _Numbers, keep: bool
+) -> _Passed:
+    """`_passed` at these positions, in pieces where nothing is kept: all rows of a long span would fill the memory."""
+    size = len(positions) if keep else max(1, _PIECE_BYTES // _row_bytes(trace))
+    pieces = [
+        (start, _passed(table.attention(trace, layer, positions[start : start + size].tolist(), keep), least[start : start + size]))
+        for start in range(0, len(positions), max(1, size))
+    ]
+    if len(pieces) <= 1:
+        return pieces[0][1] if pieces else _passed([], least)
+    columns = {name: np.concatenate([getattr(piece, name) for _, piece in pieces]) for name in ("source", "head", "weight", "residual")}
+    return _Passed(node=np.concatenate([start + piece.node for start, piece in pieces]), **columns)
 
 
 def _passed(rows: list[AttentionRow], least: _Numbers) -> _Passed:
@@ -307,14 +354,14 @@ class _Columns:
     def _add(self, layer: int, kind: Any, source: Any, destination: Any, weight: _Numbers, n_heads: Any) -> None:
         self.edges.append((kind, np.full(len(kind), layer), source, destination, weight, n_heads))
 
-    def graph(self, trace: Trace, target: int, threshold: float, mass: float | None, carried: float) -> FlowGraph:
+    def graph(self, trace: Trace, targets: list[int], threshold: float, mass: float | None, carried: float) -> FlowGraph:
         kind, layer, source, destination, weight, n_heads = (np.concatenate(column) for column in zip(*self.edges, strict=True))
         head, head_weight = (np.concatenate(column) for column in zip(*self.heads, strict=True))
         return FlowGraph(
             token_ids=trace.token_ids,
             token_texts=trace.token_texts,
             n_layers=trace.n_layers,
-            target=target,
+            target=targets[-1],
             threshold=threshold,
             renormalized=self.renormalize,
             kind=kind.astype(np.uint8),
@@ -327,4 +374,5 @@ class _Columns:
             head_weight=head_weight.astype(np.float32),
             mass=mass,
             carried=carried,
+            targets=tuple(targets) if len(targets) > 1 else (),
         )

@@ -60,13 +60,15 @@ def test_any_view_comes_back() -> None:
     edges = [Selected("X0_1", "A0_3", "attention"), Selected("A2_5", "I2_5", "residual"), Selected("A2_5", "M2_5", "ffn")]
     for _ in range(1000):
         mass = chance.choice([None, 0.8, 0.9, 0.95])
+        target = chance.choice([None, 0, 7, 4095])
         view = View(
             model=chance.choice([None, "demo", "/a folder/b", "Qwen/Qwen3-0.6B", chance.choice(names)]),
             device=chance.choice(["auto", "cpu", "cuda:1"]),
             dtype=chance.choice(["auto", "bfloat16"]),
             prompt=chance.choice([None, chance.choice(ODD), "".join(chr(chance.randrange(1, 0xD800)) for _ in range(50))]),
             continuation=tuple(chance.randrange(200_000) for _ in range(chance.choice([0, 1, 20]))),
-            target=chance.choice([None, 0, 7, 4095]),
+            target=target,
+            first=None if target is None else chance.choice([None, *range(max(0, target - 2), target)]),
             threshold=chance.choice([0.04, 0.01, 0.045000000000000005, chance.random()]) if mass is None else 0.04,
             mass=mass,
             renormalize=chance.random() < 0.5,

@@ -64,3 +64,42 @@ def test_a_generated_token_becomes_the_target(page: ExplorePage) -> None:
     page.page.get_by_role("button", name="Remove").first.click()
     expect(page.graph).to_have_attribute("data-target", str(start - 1))
     expect(pills.filter(has_text=visible(tokens[3].text))).to_have_count(0)
+
+
+def test_the_whole_answer_at_once(page: ExplorePage) -> None:
+    llm = llm_tt.load_model("demo")
+    tokens = list(llm_tt.generate(llm, PROMPT, 8))
+    first = llm.prompt(PROMPT).n_tokens - 1
+    last = first + len(tokens) - 1
+    trace = llm.trace(PROMPT, continuation=[token.token_id for token in tokens])
+    graph = llm_tt.extract_routes_to_span(trace, range(first, last + 1))
+
+    page.page.get_by_text("Continuation", exact=True).click()
+    box = page.page.get_by_role("spinbutton", name="Tokens")
+    box.fill("8")
+    box.press("Tab")
+    page.page.get_by_role("button", name="Generate").click()
+    pills = page.page.locator(".st-key-continued_tokens").get_by_role("radio")
+    expect(pills).to_have_count(len(tokens), timeout=20_000)
+    whole = page.page.locator(".st-key-whole_answer")
+    whole.get_by_text("Whole answer").click()
+    expect(page.graph).to_have_attribute("data-targets", " ".join(map(str, range(first, last + 1))))
+    expect(page.graph).to_have_attribute("data-n-edges", str(graph.n_edges))
+    page.settle()
+    expect(page.page.get_by_text(f"The graph explains what follows tokens {first} to {last}, all at once.")).to_be_visible()
+    page.expect_cells(0, 0, [visible(text) for text in llm.texts(trace.logits(last).topk(3).indices.tolist())])
+    at = page.locate({"type": "target", "position": first + 1})
+    page.page.mouse.move(at["x"], at["y"])
+    expect(page.page.get_by_test_id("graph-tooltip")).to_contain_text(f"one of {len(tokens)} targets; click to explain alone what follows")
+    page.page.mouse.move(5, 5)
+    page.shoot("whole-answer")
+    assert f"target={first}-{last}" in page.page.url
+
+    # Each of them can be had alone, the last too.
+    page.click({"type": "target", "position": last})
+    expect(page.graph).to_have_attribute("data-targets", str(last))
+    expect(pills.last).to_have_attribute("aria-checked", "true")
+    whole.get_by_text("Whole answer").click()
+    expect(page.graph).to_have_attribute("data-n-edges", str(graph.n_edges))
+    whole.get_by_text("Whole answer").click()
+    expect(page.graph).to_have_attribute("data-targets", str(last))

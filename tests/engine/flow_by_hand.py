@@ -10,6 +10,7 @@ import llm_tt
 def node_flow(graph: llm_tt.FlowGraph):
     """node -> the flow that reaches it: from every edge out of it, the flow of that edge's end times its share."""
     network, renormalized = graph.to_networkx(), graph.renormalized
+    roots = {f"I{graph.n_layers - 1}_{target}" for target in graph.targets or (graph.target,)}
 
     def share(node: str, weight: float) -> float:
         if node.startswith("M"):
@@ -18,8 +19,8 @@ def node_flow(graph: llm_tt.FlowGraph):
 
     @cache
     def flow(node: str) -> float:
-        if node == graph.root.name:
-            return 1.0
+        if node in roots:
+            return 1 / len(roots)
         if node not in network:
             return 0.0
         return sum(flow(above) * share(above, weight) for _, above, weight in network.out_edges(node, data="weight"))

@@ -25,15 +25,19 @@ every_model = pytest.mark.parametrize("name", NAMES)
 @every_model
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("mass", [None, 0.9])
+@pytest.mark.parametrize("first", [None, 1])
 def test_an_explanation_has_its_graphs_sources_head_flow_and_what_was_dropped(
-    name: str, renormalize: bool, mass: float | None, engine: LocalEngine, tiny: Callable
+    name: str, renormalize: bool, mass: float | None, first: int | None, engine: LocalEngine, tiny: Callable
 ) -> None:
-    answer = engine.answer(ExplainPrediction(key(model=name), -2, 0.03, renormalize, mass=mass))
+    answer = engine.answer(ExplainPrediction(key(model=name), -2, 0.03, renormalize, mass=mass, first=first))
     trace = tiny(name).trace(PROMPT)
+    targets = [-2] if first is None else range(first, trace.n_tokens - 1)
+    assert answer.graph.targets == (() if first is None else tuple(targets))
+    assert answer.graph.target == trace.n_tokens - 2
     extract = (
-        (lambda on: llm_tt.extract_routes(trace, -2, 0.03, on))
+        (lambda on: llm_tt.extract_routes_to_span(trace, targets, 0.03, on))
         if mass is None
-        else (lambda on: llm_tt.extract_routes_by_mass(trace, -2, mass, on))
+        else (lambda on: llm_tt.extract_routes_by_mass(trace, targets, mass, on))
     )
     assert_close(content(answer.graph), content(extract(renormalize)))
     assert answer.sources == pytest.approx(sources(answer.graph), abs=1e-6)
@@ -82,6 +86,29 @@ def test_no_positions_and_a_mass_that_is_no_share_are_refused(engine: LocalEngin
         engine.answer(CheckTrace(key(), n_positions=0))
     with pytest.raises(RequestError, match=r"Mass 1\.2 is not between 0 and 1"):
         engine.answer(ExplainPrediction(key(), mass=1.2))
+
+
+@every_model
+def test_what_a_span_tells_beside_its_routes_is_of_its_last_target(name: str, engine: LocalEngine) -> None:
+    span, alone = (engine.answer(ExplainPrediction(key(model=name), -2, first=first)) for first in (2, None))
+    assert content(span.predictions) == content(alone.predictions)
+    assert span.following is not None
+    assert content(span.following) == content(alone.following)
+    assert engine.answer(ExplainPrediction(key(model=name), -2, first=-2)).graph.targets == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "target", "sentence"),
+    [
+        (4, 2, "would begin at token 4, after its last token, 2"),
+        (-1, 0, "after its last token, 0"),
+        (99, -1, "Position 99 does not exist"),
+        (0, 99, "Position 99 does not exist"),
+    ],
+)
+def test_a_span_that_does_not_exist_is_refused(first: int, target: int, sentence: str, engine: LocalEngine) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        engine.answer(ExplainPrediction(key(), target, first=first))
 
 
 def test_both_questions_report_and_can_be_jobs(engine: LocalEngine) -> None:

@@ -288,6 +288,15 @@ def test_a_lower_threshold_computes_only_what_it_newly_reaches(engine: LocalEngi
     assert len(set(computed)) == len(computed) > 10
 
 
+def test_a_span_computes_each_node_once_and_its_targets_then_nothing(engine: LocalEngine, computed: list) -> None:
+    engine.answer(ExplainPrediction(key(), first=1))
+    assert len(set(computed)) == len(computed) > 10
+    computed.clear()
+    for target in range(1, engine.answer(ExplainPrediction(key())).graph.n_tokens):
+        engine.answer(ExplainPrediction(key(), target))
+    assert computed == []
+
+
 def test_moving_the_threshold_changes_the_graph(engine: LocalEngine, tiny: Callable) -> None:
     trace = tiny("gpt2").trace(PROMPT)
     sizes = []

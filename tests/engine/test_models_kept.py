@@ -283,7 +283,7 @@ def test_a_job_that_ended_badly_holds_no_model(end: str, make_engine: Callable, 
     def extract(*arguments: Any) -> None:
         raise Cancelled if end == "cancelled" else ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(llm_tt.flow.routes, "extract_routes", extract)
+    monkeypatch.setattr(llm_tt.flow.routes, "extract_routes_to_span", extract)
     job = engine.submit(ExplainPrediction(key()))
     assert engine.wait(job, PATIENCE).state == end
     engine.unload(ModelKey("gpt2"))

@@ -188,6 +188,22 @@ def test_files_of_a_graph_by_mass_say_so() -> None:
     assert not {"mass", "carried"} & json.loads(files.to_json(flow_graph(), "a model")).keys()
 
 
+@pytest.mark.parametrize(("targets", "words"), [((1, 2), "tokens 1 to 2"), ((0, 2), "2 tokens from 0 to 2")])
+def test_files_of_a_graph_with_several_targets_say_so(targets: tuple[int, ...], words: str) -> None:
+    graph = dataclasses.replace(flow_graph(), targets=targets)
+    data = json.loads(files.to_json(graph, "a model"))
+    assert (data["targets"], data["target"], data["version"]) == (list(targets), 2, 2)
+    assert json.loads(read_graphml(files.to_graphml(graph, "a model")).graph["targets"]) == list(targets)
+    assert json.loads(files.to_node_link(graph, "a model"))["graph"]["targets"] == list(targets)
+    assert f"routes to {words} at threshold 0.04" in files.to_html(graph, "a model")
+    nodes = list(csv.DictReader(io.StringIO(files.nodes_csv(graph))))
+    first = f"I1_{targets[0]}"
+    assert [(node["node"], float(node["flow"])) for node in nodes[:2]] == [("I1_2", 0.5), (first, 0.5)], "though no edge leads to it"
+    flows = [float(edge["flow"]) for edge in csv.DictReader(io.StringIO(files.edges_csv(graph)))]
+    alone = [float(edge["flow"]) for edge in csv.DictReader(io.StringIO(files.edges_csv(flow_graph())))]
+    assert flows == pytest.approx([flow / 2 for flow in alone])
+
+
 def test_json_of_a_graph_without_edges() -> None:
     data = json.loads(files.to_json(flow_graph(rows=[]), "m"))
     assert data["edges"] == []

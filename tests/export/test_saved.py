@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import fields
@@ -32,7 +33,7 @@ def assert_identical(found: FlowGraph, expected: FlowGraph) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "gemma2"])
-@pytest.mark.parametrize("how", ["threshold", "low", "not renormalised", "mass", "first token"])
+@pytest.mark.parametrize("how", ["threshold", "low", "not renormalised", "mass", "first token", "span", "span by mass"])
 def test_a_graph_is_opened_as_it_was(name: str, how: str, trace: Callable[[str, int], llm_tt.Trace]) -> None:
     run = trace(name, 9)
     graph = {
@@ -41,6 +42,8 @@ def test_a_graph_is_opened_as_it_was(name: str, how: str, trace: Callable[[str, 
         "not renormalised": lambda: llm_tt.extract_routes(run, 5, 0.03, renormalize=False),
         "mass": lambda: llm_tt.extract_routes_by_mass(run, mass=0.9),
         "first token": lambda: llm_tt.extract_routes(run, 0),
+        "span": lambda: llm_tt.extract_routes_to_span(run, [3, 4, 7], 0.02),
+        "span by mass": lambda: llm_tt.extract_routes_by_mass(run, range(5, 9), 0.9, renormalize=False),
     }[how]()
     best = predictions(run, graph.target, 7)
     saved = from_json(files.to_json(graph, name, run.prompt, predictions=best, info=run.model.info))
@@ -134,9 +137,9 @@ def drop(*path: Any) -> Callable[[dict[str, Any]], None]:
     [
         (put("format", "other"), 'is not a graph of llm-tt: it does not say "format": "llm-tt-graph"'),
         (drop("format"), "is not a graph of llm-tt"),
-        (put("version", 2), "written by a newer llm-tt (version 2 of the format; this one reads 1). Update llm-tt"),
-        (put("version", "1"), '"version" is "1". Expected 1.'),
-        (put("version", True), '"version" is true. Expected 1.'),
+        (put("version", 3), "written by a newer llm-tt (version 3 of the format; this one reads 2). Update llm-tt"),
+        (put("version", "1"), '"version" is "1". Expected 1 or 2.'),
+        (put("version", True), '"version" is true. Expected 1 or 2.'),
         (put("version", 0), '"version" is 0.'),
         *[(drop(name), f'"{name}" is missing') for name in ("model", "tokens", "n_layers", "target", "threshold", "renormalized", "edges")],
         (put("tokens", []), '"tokens" is empty'),
@@ -180,6 +183,12 @@ def drop(*path: Any) -> Callable[[dict[str, Any]], None]:
         (put("messages", 0, "content", 3), '"messages[0].content" is 3'),
         (put("predictions", 0, "probability", 2), '"predictions[0].probability" is 2'),
         (put("predictions", 0, "score", None), '"predictions[0].score" is null'),
+        (put("targets", [2]), '"targets" is [2]. Expected two or more positions, the last of them the target, 2.'),
+        (put("targets", [0, 1]), '"targets" is [0, 1]. Expected two or more positions, the last of them the target, 2.'),
+        (put("targets", [-1, 2]), '"targets" is [-1, 2]. Expected two or more'),
+        (put("targets", [0, "1", 2]), '"targets" is [0, "1", 2]. Expected two or more'),
+        (put("targets", [1, 1, 2]), '"targets" is [1, 1, 2]. Expected rising positions.'),
+        (put("targets", 2), '"targets" is 2. Expected a list.'),
         (put("facts", []), '"facts" is []. Expected an object.'),
         (put("facts", "n_heads", 1.5), '"facts.n_heads" is 1.5'),
         (put("facts", "n_heads", 10**30), '"facts.n_heads" is 1000'),
@@ -215,6 +224,14 @@ def test_what_is_no_graph_at_all(text: str | bytes, sentence: str) -> None:
     with pytest.raises(GraphFileError, match=r"^The file ") as caught:
         from_json(text)
     assert sentence in str(caught.value)
+
+
+def test_an_edge_that_leads_to_none_of_several_targets_is_refused() -> None:
+    content = files.to_dict(dataclasses.replace(flow_graph(), targets=(1, 2)), "m")
+    from_json(json.dumps(content))
+    content["edges"].insert(0, {"from": "A1_0", "to": "I1_0", "key": "residual", "weight": 1.0})
+    with pytest.raises(GraphFileError, match="from where no edge before it leads to one of I1_1 to I1_2, the targets' nodes"):
+        from_json(json.dumps(content))
 
 
 def test_a_number_beyond_floats_is_refused() -> None:

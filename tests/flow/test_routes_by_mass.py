@@ -25,11 +25,12 @@ Unit = tuple[str, int, int, int, int]
 """What is kept or dropped: kind, layer, source, destination, head (-1 without heads)"""
 
 
-def by_hand(contributions: Contributions, target: int, threshold: float) -> tuple[dict[Unit, float], float]:
+def by_hand(contributions: Contributions, target: int | tuple[int, ...], threshold: float) -> tuple[dict[Unit, float], float]:
     """Edges whose flow exceeds the threshold with their flow, and what reaches the embeddings; from all contributions, in float64."""
     n_layers, n_tokens = len(contributions.ffn), len(contributions.ffn[0])
     kept: dict[Unit, float] = {}
-    flow = {target: 1.0}
+    targets = target if isinstance(target, tuple) else (target,)
+    flow = dict.fromkeys(targets, 1 / len(targets))
     for layer in reversed(range(n_layers)):
         below: dict[int, float] = {}
         for i, arriving in flow.items():
@@ -92,6 +93,26 @@ def test_the_graph_is_the_one_found_by_hand(name: str, mass: float, trace: Calla
     assert same_but_for_rounding(units(graph), kept, graph.threshold)
     assert graph.carried == pytest.approx(carried, abs=1e-4)
     assert (graph.mass, graph.target, graph.renormalized) == (mass, 19, True)
+
+
+@every_family
+@pytest.mark.parametrize("mass", MASSES)
+def test_of_several_targets_too_it_is_the_one_found_by_hand(name: str, mass: float, trace: Callable, plain_contributions: Callable) -> None:
+    graph = llm_tt.extract_routes_by_mass(trace(name, 20), [-1, 11, 15, 11], mass, renormalize=False)
+    kept, carried = by_hand(plain_contributions(name, 20), (11, 15, 19), graph.threshold)
+    assert same_but_for_rounding(units(graph), kept, graph.threshold)
+    assert graph.carried == pytest.approx(carried, abs=1e-4)
+    assert graph.carried >= mass
+    assert (graph.mass, graph.target, graph.targets) == (mass, 19, (11, 15, 19))
+    # Edges that lead to no embedding are not in the graph, so that it passes on no more than what was carried.
+    flow = llm_tt.flow_over_sources(graph)
+    assert flow.sum() == pytest.approx(graph.carried, abs=1e-4)
+    assert carried_above(plain_contributions(name, 20), graph.threshold) < mass + 1e-5
+
+
+def carried_above(contributions: Contributions, threshold: float) -> float:
+    """What arrives from these targets with the next threshold."""
+    return by_hand(contributions, (11, 15, 19), threshold * 2 ** (1 / 64))[1]
 
 
 @every_family

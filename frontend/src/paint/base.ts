@@ -19,7 +19,7 @@ export function paintBase(context: Pen, scene: Scene): PaintedEdges {
   context.rect(plot.left, plot.top, plot.width, plot.height);
   context.clip();
   paintGround(context, scene);
-  paintColumn(context, scene, scene.graph.header.target, theme.text, TARGET_TINT);
+  for (const position of scene.graph.header.targets) paintColumn(context, scene, position, theme.text, TARGET_TINT);
   for (const position of scene.matches) {
     paintColumn(
       context,

@@ -12,6 +12,8 @@ const SELECTOR_BOTTOM = 7;
 const SELECTOR_SIZE = 6;
 const SELECTOR_SLOPE = 1.4;
 const MAX_SELECTOR_SHARE = 0.36;
+/** Of several targets that stand close together, which are marked however narrow the columns are. */
+const MIN_SELECTOR_SIZE = 2;
 /** Below this column width, other selectors than the target's would run together; the strip can still be clicked. */
 const MIN_SELECTOR_COLUMN = 9;
 const MUTED = 0.55;
@@ -56,10 +58,11 @@ export function paintTokenLabels(context: Pen, scene: Scene): void {
   const [first, last] = visibleColumns(transform, graph, plot);
   const pixels = transform.kx;
   const priority = (position: number) => {
-    if (position === graph.header.target) return 4;
-    if (position === scene.currentMatch) return 3;
-    if (scene.matches.has(position)) return 2;
-    return graph.isRouteColumn[position];
+    // What follows the last of several targets stands above it, and what was looked for is to be found among many.
+    if (position === graph.header.target) return 5;
+    if (position === scene.currentMatch) return 4;
+    if (scene.matches.has(position)) return 3;
+    return graph.isTarget[position] ? 2 : graph.isRouteColumn[position];
   };
   const measure = (text: string) => context.measureText(text).width;
   const y = plot.top + plot.height + labels.lane + LABEL_GAP;
@@ -69,7 +72,7 @@ export function paintTokenLabels(context: Pen, scene: Scene): void {
     if (x < plot.left || x > plot.left + plot.width) continue;
     const strong = priority(position) > 0;
     const isSpecial = graph.header.roles?.[position] === "special";
-    context.font = font(LABEL_SIZE, theme.codeFont, position === graph.header.target ? 700 : 400, isSpecial);
+    context.font = font(LABEL_SIZE, theme.codeFont, graph.isTarget[position] ? 700 : 400, isSpecial);
     context.globalAlpha = strong ? 1 : MUTED;
     if (labels.mode === "level") {
       context.textAlign = "center";
@@ -111,24 +114,25 @@ export function paintSelectors(context: Pen, scene: Scene): void {
     context.globalAlpha = FAINT;
     context.beginPath();
     for (let position = first; position <= last; position++) {
-      if (position !== graph.header.target) addSelector(context, scene, position, size);
+      if (!graph.isTarget[position]) addSelector(context, scene, position, size);
     }
     context.stroke();
     context.globalAlpha = 1;
   }
-  const x = columnX(scene, graph.header.target);
-  if (x < plot.left || x > plot.left + plot.width) return;
+  const { target, targets } = graph.header;
+  const room = targets.length > 1 ? Math.max(MIN_SELECTOR_SIZE, MAX_SELECTOR_SHARE * transform.kx) : SELECTOR_SIZE;
   context.fillStyle = theme.text;
   context.beginPath();
-  addSelector(context, scene, graph.header.target, SELECTOR_SIZE);
+  for (const position of targets) addSelector(context, scene, position, Math.min(SELECTOR_SIZE, room));
   context.fill();
-  paintPrediction(context, scene, x);
+  const x = columnX(scene, target);
+  if (x >= plot.left && x <= plot.left + plot.width) paintPrediction(context, scene, x);
 }
 
 /** The triangle above the column that the pointer is in: at full size, so that a column of any width is seen to have one. */
 export function paintPointedSelector(context: Pen, scene: Scene, position: number, isHit: boolean): void {
   const { theme, graph } = scene;
-  if (position === graph.header.target && !isHit) return;
+  if (graph.isTarget[position] && !isHit) return;
   context.beginPath();
   addSelector(context, scene, position, SELECTOR_SIZE);
   context.fillStyle = isHit ? theme.selection : theme.background;

@@ -2,7 +2,7 @@
 
 import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState, type KeyboardEvent } from "react";
 
-import { edgeSelection, findEdge, incomingEdges, isShown, withoutFirst, type Graph } from "../graph";
+import { edgeSelection, findEdge, incomingEdges, isOtherTarget, isShown, withoutFirst, type Graph } from "../graph";
 import type { Hit } from "../hit";
 import { cycle, moveFocus } from "../keyboard";
 import type { Point } from "../layout";
@@ -114,7 +114,7 @@ export function FlowGraph({ graph: given, theme, mounts, onSelect, onTarget }: P
   const clicked = useCallback(
     (hit: Hit | null) => {
       if (hit?.type === "target") {
-        if (hit.position !== graph.header.target) onTarget(hit.position);
+        if (isOtherTarget(graph, hit.position)) onTarget(hit.position);
       } else if (hit?.type === "edge") {
         choose(edgeSelection(graph, hit.edge));
       } else if (hit?.type === "node") {
@@ -242,7 +242,7 @@ export function FlowGraph({ graph: given, theme, mounts, onSelect, onTarget }: P
     } else if (event.key.toLowerCase() === "e") {
       selectNextEdge(event.shiftKey ? -1 : 1);
     } else if (event.key.toLowerCase() === "t") {
-      if (focused.position !== graph.header.target) onTarget(focused.position);
+      if (isOtherTarget(graph, focused.position)) onTarget(focused.position);
     } else if (event.key === "+" || event.key === "=") {
       stage.current?.zoomBy(ZOOM_STEP);
     } else if (event.key === "-") {
@@ -270,6 +270,7 @@ export function FlowGraph({ graph: given, theme, mounts, onSelect, onTarget }: P
       data-mounts={mounts}
       data-n-edges={graph.nEdges}
       data-target={graph.header.target}
+      data-targets={graph.header.targets.join(" ")}
       data-coloring={coloring}
       data-n-highlighted={graph.highlighted?.length}
       data-n-hidden={graph.nHidden ?? undefined}

@@ -172,13 +172,18 @@ function RoleOf({ graph, position }: { graph: Graph; position: number }) {
 
 function TargetDetails({ graph, position }: { graph: Graph; position: number }) {
   const token = `${quoteToken(graph.header.tokens[position])} (${position})`;
-  const isTarget = position === graph.header.target;
   return (
     <div>
-      {isTarget ? "target: the routes explain what follows " : "click to explain what follows "}
-      <bdi>{token}</bdi>
+      {targetPhrase(graph, position)} <bdi>{token}</bdi>
     </div>
   );
+}
+
+function targetPhrase({ header, isTarget }: Graph, position: number): string {
+  if (!isTarget[position]) return "click to explain what follows";
+  return header.targets.length > 1
+    ? `one of ${header.targets.length.toLocaleString("en")} targets; click to explain alone what follows`
+    : "target: the routes explain what follows";
 }
 
 interface Part {
