@@ -34,8 +34,8 @@ from torch import Tensor
 from llm_tt.errors import RequestError
 from llm_tt.flow import kernels
 from llm_tt.flow.shares import NeuronShare
-from llm_tt.models.patterns import rows_until
-from llm_tt.models.transparent_llm import AttentionPattern, Trace, rows_of
+from llm_tt.models.patterns import AttentionPattern, rows_until
+from llm_tt.models.transparent_llm import Trace, rows_of
 
 _Row = TypeVar("_Row")
 

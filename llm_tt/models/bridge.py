@@ -38,13 +38,13 @@ from llm_tt.models.gradients import Differentiable, HuggingFaceGradients
 from llm_tt.models.info import FfnShape, Running
 from llm_tt.models.memory import LONG, require_memory
 from llm_tt.models.offloading import home_of, is_offloaded, stored, weights_of
-from llm_tt.models.patterns import QueriesOnDemand, RecomputedPattern, StoredPattern, Visible
+from llm_tt.models.patterns import AttentionPattern, QueriesOnDemand, RecomputedPattern, StoredPattern, Visible
 from llm_tt.models.prompts import PromptMaker
 from llm_tt.models.quantized import dense_weight
 from llm_tt.models.reading import BatchReading, CachedBatch, CachedReading, Reading, SeparateReadings, WholeReading
 from llm_tt.models.recording import Layer, NotAsFusedError, Recorder, Shelf, norm_weight, reads_in_pieces
 from llm_tt.models.scores import Ask, Padding, Scored, batches, run_batch
-from llm_tt.models.transparent_llm import AttentionPattern, BlockActivations, ModelInfo, Neurons, Stream, TransparentLlm, stream_rows
+from llm_tt.models.transparent_llm import BlockActivations, ModelInfo, Neurons, Stream, TransparentLlm, stream_rows
 from llm_tt.progress import Progress, silent
 from llm_tt.text import ChatMessage, Prompt
 

@@ -8,11 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from llm_tt.models.transparent_llm import AttentionPattern
+
+class AttentionPattern(Protocol):
+    """The attention probabilities of one layer; rows come in float32, whatever the model's dtype."""
+
+    def rows(self, positions: Sequence[int]) -> Tensor:
+        """[H, P, T]: how much each head at each of the P positions attends to each source token; 0 for j > i."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)

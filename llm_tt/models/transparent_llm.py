@@ -12,7 +12,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from llm_tt import chat
 from llm_tt.errors import PromptError, RequestError
 from llm_tt.models.gradients import Differentiable
 from llm_tt.models.info import ModelInfo
-from llm_tt.models.patterns import RecomputedPattern
+from llm_tt.models.patterns import AttentionPattern, RecomputedPattern
 from llm_tt.models.reading import BatchReading, Reading, SeparateReadings, WholeReading
 from llm_tt.models.scores import Ask, Padding, Scored, scored
 from llm_tt.progress import Progress, silent
@@ -32,17 +32,6 @@ PromptLike = str | Sequence[int] | Sequence[ChatMessage | Mapping[str, Any]]
 
 _DIRECTIONS = 64
 """Rows that are unembedded at a time, the whole vocabulary wide each"""
-
-
-class AttentionPattern(Protocol):
-    """The attention probabilities of one layer; rows come in float32, whatever the model's dtype."""
-
-    def rows(self, positions: Sequence[int]) -> Tensor:
-        """[H, P, T]: how much each head at each of the P positions attends to each source token; 0 for j > i."""
-        ...
-
-    @property
-    def nbytes(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
