@@ -1,6 +1,6 @@
 """Trace and routes of one target against the plain forward pass: time in one process, peak memory in two.
 
-    python -m benchmarks.extraction [--shape gpt2-small llama-88m] [--tokens 512 1024] [--repeats 7]
+    python -m benchmarks.extraction [--shape gpt2-small llama-88m] [--tokens 512 1024] [--repeats 7] [--span 20]
 
 The plain forward pass is Hugging Face's own, with SDPA attention and logits of the last token only, which is the least it can cost.
 Peak memory is Linux's figure (VmHWM) for a fresh process with model and libraries loaded, during one run. What was estimated before the run
@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import models
 from llm_tt.errors import LlmTtError
-from llm_tt.flow.routes import extract_routes
+from llm_tt.flow.routes import extract_routes, extract_routes_to_span
 from llm_tt.models.bridge import BridgeLlm
 from llm_tt.models.pace import estimate_trace
 from llm_tt.models.transparent_llm import Trace
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seed", type=int, default=models.SEED, help="of the random weights; decides how far routes spread")
+    parser.add_argument("--span", type=int, help="also the routes to so many of the last tokens at once, against those to the last alone")
     parser.add_argument("--peak", choices=["plain", "routes"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -48,6 +49,23 @@ def main() -> None:
     for shape in options.shape:
         for n_tokens in options.tokens:
             _report(shape, n_tokens, options.repeats, options.seed)
+            if options.span and options.span > 1:
+                _report_span(shape, n_tokens, options.repeats, options.seed, options.span)
+
+
+def _report_span(shape: str, n_tokens: int, repeats: int, seed: int, n_targets: int) -> None:
+    """One extraction for several targets against one of the last of them, each of a trace of its own; medians of rounds in which both take turns."""
+    llm = _bridge(shape, seed)
+    ids = models.prompt(n_tokens, llm.info.d_vocab)
+    seconds: dict[int, list[float]] = {1: [], n_targets: []}
+    for _ in range(repeats + 1):
+        for n in seconds:
+            trace = llm.trace(ids)
+            started = time.perf_counter()
+            extract_routes_to_span(trace, range(n_tokens - n, n_tokens))
+            seconds[n].append(time.perf_counter() - started)
+    alone, together = (1000 * statistics.median(taken[1:]) for taken in seconds.values())
+    print(f"last {n_targets} targets    {together:9.1f} ms   {together / alone:.2f} of the last alone, {alone:.1f} ms")
 
 
 def _report(shape: str, n_tokens: int, repeats: int, seed: int) -> None:

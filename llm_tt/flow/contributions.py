@@ -11,8 +11,9 @@ sum of small terms, ||x||_1 - ||x - p||_1 = sum_k min(q_k, 2|x_k| - q_k), which 
     sum_k q_k  -  2 sum_k max(0, |p_k| - |x_k|)  <=  ||x||_1 - ||x - p||_1  <=  sum_k q_k.
 
 For attention parts p = alpha * v @ W_O the upper bound is alpha * v . (W_O @ s), two small matrix products for all sources, heads and positions:
-where it is not positive the proximity is zero, and where the two bounds agree it is the proximity. Only the rest is summed, over the entries where
-|p_k| can be larger than |x_k| if these are few, else element by element. Rows of attention are read for a few positions at a time.
+where it is not positive the proximity is zero, and where the two bounds agree it is the proximity. For the rest vectors of width d are made, once
+for all positions; their largest entries tighten the lower bound, and what is open still is summed, over the entries where |p_k| can be larger than
+|x_k| if these are few, else element by element. Rows of attention are read for a few positions at a time.
 A norm that attention's output passes, its scale frozen, multiplies s; a gate on the heads multiplies W_O @ s. All arithmetic is float32.
 On a GPU one kernel sums what the bounds leave open (`llm_tt.flow.kernels`); what follows is how it is done everywhere else.
 """
