@@ -56,13 +56,13 @@ def measured_pace(llm: TransparentLlm, progress: Progress = silent, clock: Calla
         progress: called before each run; may raise to cancel.
         clock: seconds; of the wall, where nothing else is given.
     """
-    runs: list[tuple[int, float]] = []
+    runs: dict[int, float] = {}
 
-    def run(length: int) -> float:
+    def run(length: int, repeats: int = _REPEATS) -> float:
         progress(f"Measuring how fast {llm.info.name} is", len(runs) / (len(_LENGTHS) + 1))
         ids = [(7 + 101 * index) % llm.info.d_vocab for index in range(length)]
-        seconds = min(_seconds(llm.info.device, clock, lambda: llm.trace(ids)) for _ in range(_REPEATS))
-        runs.append((length, seconds))
+        seconds = min(_seconds(llm.info.device, clock, lambda: llm.trace(ids)) for _ in range(repeats))
+        runs[length] = min(seconds, runs.get(length, seconds))
         return seconds
 
     for length in _LENGTHS:
@@ -70,11 +70,14 @@ def measured_pace(llm: TransparentLlm, progress: Progress = silent, clock: Calla
             break
     if not runs:
         run(llm.info.n_ctx)
-    pace = Pace.fitted(runs, _attention_seconds(llm.info, clock))
+    # Once more after a while: what disturbs a machine for a moment disturbs runs that follow each other alike.
+    for length in list(runs):
+        run(length, repeats=1)
+    pace = Pace.fitted(list(runs.items()), _attention_seconds(llm.info, clock))
     if llm.info.attention == "eager" and _may_run(llm.info, pace):
         # Memory decides what eager attention takes, and how a process gets its memory changes while it lives: only a run itself tells.
         run(_ATTENTION_LENGTH)
-        for length, seconds in runs[-2:]:
+        for length, seconds in list(runs.items())[-2:]:
             pace = pace.after(length, seconds)
     return pace
 

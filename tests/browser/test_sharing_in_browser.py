@@ -233,6 +233,8 @@ def test_the_table_and_the_graph_select_the_same_edge(page: ExplorePage) -> None
     assert box is not None
     tab.mouse.click(box["x"] + 120, box["y"] + 55)
     for row in (1, 2):
+        # A table that is being drawn anew takes no keys.
+        tab.wait_for_timeout(500)
         tab.keyboard.press("ArrowDown")
         tab.keyboard.press("Shift+Space")
         source, destination = strongest[row].ends
